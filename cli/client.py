@@ -1,0 +1,115 @@
+"""The public API as calls: who asks and why goes with each request. Must not print or decide what is shown."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, TypeVar
+
+import msgspec
+
+from cli.problems import Problem
+from cli.settings import Settings
+from cli.shapes import Accepted, Listing, Plan, Single
+from cli.sse import ServerEvent
+from cli.transport import Answer, Query, Trace, Transport, parse_address, quote
+
+T = TypeVar("T")
+
+PAGE = 1000
+
+
+class Client:
+    """The API as the caller of these settings. Safe to share between threads."""
+
+    def __init__(self, settings: Settings, trace: Trace | None = None) -> None:
+        headers = {"User-Agent": "vmorch-cli"}
+        if settings.token:
+            headers["Authorization"] = f"Bearer {settings.token}"
+        self._reason = settings.reason.strip()
+        self.transport = Transport(parse_address(settings.api), headers, trace)
+
+    def get(self, path: str, query: Query | None = None, *, limit: float = 60.0, patient: bool = True) -> Answer:
+        """A document. `limit` in seconds."""
+        return self.transport.request("GET", path, query=query, limit=limit, patient=patient)
+
+    def single(self, path: str, shape: type[T]) -> Single[T]:
+        """A document of one thing, decoded."""
+        return decode(self.get(path).body, Single[shape])  # type: ignore[valid-type]
+
+    def pages(self, path: str, query: Query, shape: type[T]) -> Iterator[Listing[T]]:
+        """A list, page by page, to its end or to the `limit` in the query."""
+        left = query.get("limit")
+        cursor: str | int | None = None
+        while True:
+            asked = min(PAGE, left) if isinstance(left, int) else PAGE
+            answer = self.get(path, {**query, "limit": asked, **({} if cursor is None else {"after": cursor})})
+            page = decode(answer.body, Listing[shape])  # type: ignore[valid-type]
+            yield page
+            if isinstance(left, int):
+                left -= len(page.items)
+            cursor = page.next
+            if cursor is None or not page.items or left == 0:
+                return
+
+    def change(
+        self, path: str, body: Mapping[str, Any], *, request_id: str, dry_run: bool = False, limit: float = 60.0
+    ) -> Answer:
+        """Ask for a change. The same request id asks for the same change, however often it is sent."""
+        return self.transport.request(
+            "POST",
+            path,
+            query={"dryRun": True} if dry_run else None,
+            body=msgspec.json.encode(body),
+            headers=self.change_headers(request_id),
+            limit=limit,
+        )
+
+    def upload(
+        self,
+        name: str,
+        source: IO[bytes],
+        size: int,
+        query: Query,
+        *,
+        request_id: str,
+        progress: Callable[[int], None],
+    ) -> Answer:
+        """Send an image's bytes."""
+        path = f"/v1/images/{quote(name)}/content"
+        return self.transport.send_file(
+            path, source, size, query=query, headers=self.change_headers(request_id), progress=progress
+        )
+
+    def stream(self, path: str, query: Query | None = None) -> Iterator[ServerEvent]:
+        """Events as they come, until the stream ends. Raises Away, Problem."""
+        return self.transport.stream("GET", path, query=query)
+
+    def change_stream(self, path: str, body: Mapping[str, Any], *, request_id: str) -> Iterator[ServerEvent]:
+        """Ask for a change whose progress comes as events."""
+        return self.transport.stream(
+            "POST", path, body=msgspec.json.encode(body), headers=self.change_headers(request_id)
+        )
+
+    def change_headers(self, request_id: str) -> dict[str, str]:
+        """What every change carries."""
+        headers = {"Vmorch-Request-Id": request_id}
+        if self._reason:
+            # http.client sends text as Latin-1; the API reads these bytes as UTF-8
+            headers["Vmorch-Reason"] = self._reason.encode().decode("latin-1")
+        return headers
+
+
+def decode(body: bytes, shape: type[T]) -> T:
+    """A document in a shape. Raises Problem `internal-error` if it is none."""
+    try:
+        return msgspec.json.decode(body, type=shape)
+    except msgspec.DecodeError as error:
+        raise Problem("internal-error", f"the server's answer is not what this CLI understands: {error}") from error
+
+
+def accepted(answer: Answer) -> Accepted:
+    """The receipt of a change."""
+    return decode(answer.body, Accepted)
+
+
+def planned(answer: Answer) -> Plan:
+    """The plan of a dry run."""
+    return decode(answer.body, Plan)

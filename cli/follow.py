@@ -1,0 +1,214 @@
+"""Watch an operation to its end: steps as they happen, through restarts of the server, until the operator has enough.
+
+Must not cancel anything: going away leaves the operation running and says how to come back.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+from cli.client import Client, decode
+from cli.problems import INTERRUPTED, Problem
+from cli.shapes import Operation
+from cli.terminal import Terminal
+from cli.transport import Away, quote
+from cli.units import show_seconds
+
+AWAY_LIMIT = 300.0
+"""How long a server may stay away, in seconds, before waiting for it is given up."""
+
+_PAUSES = (0.2, 0.5, 1.0, 2.0)
+_TICK = 0.2
+
+MARKS = {"done": "ok", "failed": "!!", "undone": "<-", "undoing": "<.", "running": ".."}
+STYLE = {"done": "good", "failed": "bad", "undone": "warn", "undoing": "warn", "running": "dim"}
+
+
+class Detached(Exception):
+    """The operator went away with Ctrl-C; `going_on` are the operations that he left."""
+
+    exit_code = INTERRUPTED
+
+    def __init__(self, going_on: list[str]) -> None:
+        super().__init__("detached")
+        self.going_on = going_on
+
+
+class Overdue(Exception):
+    """--timeout passed; the operation goes on."""
+
+    exit_code = 8
+
+    def __init__(self, operation: Operation | None, id: str) -> None:
+        super().__init__("timeout")
+        self.operation = operation
+        self.id = id
+
+
+def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator[Operation]:
+    """The operation at each change, the last one being its end. Reconnects by itself.
+
+    Raises Problem: `no-such-operation`, or `server-unreachable` after AWAY_LIMIT without a word.
+    """
+    failures = 0
+    heard = time.monotonic()
+    while True:
+        try:
+            with closing(client.stream(f"/v1/operations/{quote(id)}/watch")) as events:
+                for event in events:
+                    if event.event != "operation":
+                        continue
+                    failures, heard = 0, time.monotonic()
+                    operation = decode(event.data.encode(), Operation)
+                    yield operation
+                    if operation.over:
+                        return
+            away = Away("the stream ended", sent=True)
+        except Away as error:
+            away = error
+        except Problem as problem:
+            # a server that is just starting up, or one that is no longer the leader
+            if problem.status != 503:
+                raise
+            away = Away(problem.detail, sent=True)
+        if time.monotonic() - heard > AWAY_LIMIT:
+            raise client.transport.unreachable(away)
+        # a server that only ended the stream is there; the first pause is not worth a word
+        if failures:
+            on_away(str(away))
+        time.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
+        failures += 1
+
+
+def wait_for_end(client: Client, id: str, on_away: Callable[[str], None]) -> Operation:
+    """The operation at its end."""
+    for operation in changes(client, id, on_away):
+        if operation.over:
+            return operation
+    raise AssertionError("changes end with the operation's end")
+
+
+class _Steps:
+    """Prints each step once, when it is over; the running one on the moving line."""
+
+    def __init__(self, terminal: Terminal, began: float) -> None:
+        self._terminal = terminal
+        self._began = began
+        self._since: dict[tuple[int, str], float] = {}
+        self._told: set[tuple[int, str]] = set()
+        self._running: tuple[str, float] | None = None
+        self._first = True
+
+    def show(self, operation: Operation, now: float) -> None:
+        """What is new in this state of the operation."""
+        width = max((len(step.label) for step in operation.steps), default=0)
+        self._running = None
+        # while undoing, the last step comes back first
+        undoing = any(step.state in ("undone", "undoing") for step in operation.steps)
+        for step in reversed(operation.steps) if undoing else operation.steps:
+            key = (step.index, step.state)
+            began = self._since.setdefault((step.index, "failed" if step.state == "undone" else "running"), now)
+            if step.state == "waiting":
+                del self._since[(step.index, "running")]
+                continue
+            if step.state in ("running", "undoing"):
+                mark = self._terminal.paint_note(STYLE[step.state], MARKS[step.state])
+                self._running = (f"  {mark}  {step.label:<{width}}  {step.host}", began)
+                continue
+            if key in self._told:
+                continue
+            self._told.add(key)
+            # steps that were over when we came have no duration that we could know
+            took = "" if self._first or began == now else f"  {show_seconds(now - began)}"
+            mark = self._terminal.paint_note(STYLE.get(step.state, ""), MARKS.get(step.state, step.state))
+            self._terminal.note(f"  {mark}  {step.label:<{width}}  {step.host}{took}".rstrip())
+        self._first = False
+        self.tick(now)
+
+    def tick(self, now: float) -> None:
+        """Move the clock of the running step."""
+        if self._running is not None:
+            text, began = self._running
+            self._terminal.show_live(f"{text}  {show_seconds(now - began)}")
+
+
+def follow(client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = "") -> Operation:
+    """Show the operation until its end and return that. Raises Detached, Overdue, Problem."""
+    arrivals: queue.Queue[Operation | BaseException] = queue.Queue()
+    told_away = threading.Event()
+
+    def on_away(why: str) -> None:
+        if not told_away.is_set():
+            told_away.set()
+            terminal.note(f"  ..  the server is away ({why}); the operation does not need it to be watched, waiting")
+
+    def listen() -> None:
+        try:
+            for operation in changes(client, id, on_away):
+                arrivals.put(operation)
+        except BaseException as error:  # noqa: BLE001  handed to the thread that can report it
+            arrivals.put(error)
+
+    if title:
+        terminal.note(title)
+    began = time.monotonic()
+    steps = _Steps(terminal, began)
+    last: Operation | None = None
+    threading.Thread(target=listen, name=f"watch {id}", daemon=True).start()
+    try:
+        while True:
+            try:
+                arrival = arrivals.get(timeout=_TICK)
+            except queue.Empty:
+                if timeout is not None and time.monotonic() - began > timeout:
+                    raise Overdue(last, id) from None
+                steps.tick(time.monotonic())
+                continue
+            if isinstance(arrival, BaseException):
+                raise arrival
+            last = arrival
+            steps.show(arrival, time.monotonic())
+            if arrival.over:
+                return arrival
+    except KeyboardInterrupt:
+        raise Detached([id]) from None
+    finally:
+        terminal.clear_live()
+
+
+_HINTS = {
+    "guest-did-not-stop": "vmorch vm stop {vm} --force",
+    "not-ready": "vmorch vm describe {vm}",
+    "host-silent": "vmorch doctor",
+    "libvirt-away": "vmorch doctor",
+    "no-domain": "vmorch vm describe {vm}",
+    "disk-full": "vmorch host list -o wide",
+}
+
+
+def failure(operation: Operation) -> Problem | None:
+    """Why the operation did not reach its end, as a problem; None if it succeeded."""
+    if operation.state == "succeeded":
+        return None
+    code = operation.code or ("cancelled" if operation.state == "cancelled" else "internal-error")
+    facts: dict[str, object] = {}
+    failed = next((step for step in operation.steps if step.state in ("failed", "running")), None)
+    if failed is not None:
+        facts["step"] = f"{failed.label} on {failed.host}" if failed.host else failed.label
+    facts["outcome"] = {
+        "undone": "what it had done was taken back",
+        "cancelled": "cancelled; what it had done was taken back",
+        "stuck": "stopped here; what it had done is still in place",
+    }.get(operation.state, operation.state)
+    facts["operation"] = operation.id
+    what = f"{operation.verb} {operation.vm_name or operation.vm}"
+    hint = _HINTS.get(code, "")
+    return Problem(
+        code,
+        f"{what}: {operation.message or operation.state}",
+        hint=hint.format(vm=operation.vm_name or operation.vm),
+        facts=facts,
+        instance=operation.id,
+    )

@@ -1,0 +1,265 @@
+"""The parts of the API's documents that the CLI shows, in light structs.
+
+Fields that are not named here are skipped while decoding, so that a server may send more than this CLI knows.
+Documents asked for with -o json never pass through these.
+"""
+
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+
+T = TypeVar("T")
+
+
+class AsOf(Struct, frozen=True):
+    """The moment of the log that an answer shows."""
+
+    position: int = 0
+    time: datetime | None = None
+
+
+class Listing(Struct, Generic[T], frozen=True):
+    """A list document."""
+
+    items: list[T]
+    asOf: AsOf = AsOf()  # noqa: N815  the API's name
+    next: str | int | None = None
+
+
+class Single(Struct, Generic[T], frozen=True):
+    """A document of one thing."""
+
+    item: T
+    asOf: AsOf = AsOf()  # noqa: N815  the API's name
+
+
+class Pending(Struct, frozen=True):
+    """What runs now and what was asked for."""
+
+    live: int
+    asked: int
+
+
+class Drift(Struct, frozen=True):
+    """What the log says and what the host shows."""
+
+    field: str
+    recorded: str
+    seen: str
+
+
+class VmRow(Struct, frozen=True):
+    """A VM in a list."""
+
+    id: str
+    name: str
+    state: str
+    host: str | None = None
+    vcpus: int = 0
+    memory: int = 0
+    disk: int = 0
+    addresses: list[str] = []  # noqa: RUF012  msgspec copies mutable defaults
+    labels: dict[str, str] = {}  # noqa: RUF012
+    image: str | None = None
+    created_at: datetime | None = None
+    operation: str | None = None
+    host_reachable: bool = True
+
+
+class Disk(Struct, frozen=True):
+    """A disk in a VM's specification."""
+
+    name: str
+    size: int
+    storage: str = "local"
+    image: dict[str, Any] | None = None
+
+
+class Nic(Struct, frozen=True):
+    """A network card in a VM's specification."""
+
+    mac: str
+    network: str | None = None
+    address: str | None = None
+    gateway: str | None = None
+
+
+class Ready(Struct, frozen=True):
+    """When the VM counts as up."""
+
+    by: str = "agent"
+    port: int = 80
+    path: str = "/"
+    within: float = 180.0
+
+
+class Spec(Struct, frozen=True):
+    """A VM's specification."""
+
+    disks: list[Disk] = []  # noqa: RUF012
+    nics: list[Nic] = []  # noqa: RUF012
+    ready: Ready = Ready()
+    max_vcpus: int = 0
+    max_memory: int = 0
+
+
+class Vm(VmRow, frozen=True):
+    """A VM described."""
+
+    power: str = ""
+    power_reason: str = ""
+    pending: dict[str, Pending] = {}  # noqa: RUF012
+    drift: list[Drift] = []  # noqa: RUF012
+    epoch: int = 0
+    version: int = 0
+    observed_at: datetime | None = None
+    spec: Spec = Spec()
+
+
+class Step(Struct, frozen=True):
+    """A step of an operation."""
+
+    index: int
+    label: str
+    host: str = ""
+    state: str = "waiting"
+
+
+class Operation(Struct, frozen=True):
+    """An operation."""
+
+    id: str
+    verb: str
+    vm: str = ""
+    vm_name: str = ""
+    state: str = "running"
+    code: str = ""
+    message: str = ""
+    actor: str = ""
+    reason: str = ""
+    arguments: dict[str, Any] = {}  # noqa: RUF012
+    steps: list[Step] = []  # noqa: RUF012
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.state in ("succeeded", "undone", "cancelled", "stuck")
+
+
+class Capacity(Struct, frozen=True):
+    """Amounts of a host's resources, memory in MiB."""
+
+    vcpus: float = 0
+    memory: float = 0
+    local_gib: float = 0
+    shared_gib: float = 0
+
+
+class Facts(Struct, frozen=True):
+    """What an agent says its host is."""
+
+    hostname: str = ""
+    machine_id: str = ""
+    cpus: int = 0
+    memory: int = 0
+    local_gib: int = 0
+    shared_gib: int = 0
+    accel: str = ""
+    libvirt: str = ""
+    qemu: str = ""
+    agent: str = ""
+    networks: list[str] = []  # noqa: RUF012
+
+
+class Host(Struct, frozen=True):
+    """A host."""
+
+    id: str
+    name: str
+    state: str
+    agent: str = ""
+    since: datetime | None = None
+    cordoned: str | None = None
+    vms: int = 0
+    total: Capacity = Capacity()
+    promised: Capacity = Capacity()
+    labels: dict[str, str] = {}  # noqa: RUF012
+    overcommit: dict[str, float] = {}  # noqa: RUF012
+    unmanaged: list[str] = []  # noqa: RUF012
+    facts: Facts | None = None
+    version: int = 0
+
+
+class Image(Struct, frozen=True):
+    """An image, sizes in bytes."""
+
+    id: str
+    name: str
+    digest: str = ""
+    format: str = ""
+    size: int = 0
+    virtual_size: int = 0
+    source: str = ""
+    added_at: datetime | None = None
+    version: int = 0
+
+
+class Token(Struct, frozen=True):
+    """An API token."""
+
+    id: str
+    name: str
+    role: str = ""
+    created_at: datetime | None = None
+    expires: datetime | None = None
+    revoked: bool = False
+
+
+class Event(Struct, frozen=True):
+    """An event of the log."""
+
+    position: int
+    time: datetime
+    kind: str
+    subject: str
+    subject_name: str = ""
+    version: int = 0
+    schema: int = 1
+    actor: str = ""
+    reason: str = ""
+    operation: str | None = None
+    causation: int | None = None
+    correlation: str | None = None
+    request: str | None = None
+    data: Any = None
+
+
+class Accepted(Struct, frozen=True):
+    """A change was recorded; `operation` carries it out, if it needs any work."""
+
+    subject: str
+    name: str = ""
+    position: int = 0
+    operation: str | None = None
+
+
+class Verdict(Struct, frozen=True):
+    """What placement thinks of a host."""
+
+    name: str
+    fits: bool
+    score: float = 0.0
+    reason: str = ""
+
+
+class Plan(Struct, frozen=True):
+    """What a change would do."""
+
+    host: str | None = None
+    verdicts: list[Verdict] = []  # noqa: RUF012
+    steps: list[str] = []  # noqa: RUF012
+    position: int = 0
+    spec: Any = None

@@ -1,0 +1,1 @@
+"""The agent of one host: carries out orders exactly once and says what it sees."""

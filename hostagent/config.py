@@ -1,0 +1,75 @@
+"""The agent's settings, from one TOML file; every value has a default that suits a plain libvirt host.
+
+Must not look at the machine: settings say what is wanted, enrolment and libvirt say what is.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from vmorch.core.spec import NETWORK_PATTERN, Name
+
+DEFAULT_PATH = Path("/etc/vmorch/agent.toml")
+
+
+class AgentSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`state_dir` holds keys, identity and journal; `name` is asked for at enrolment."""
+
+    state_dir: str = "/var/lib/vmorch-agent"
+    name: Name | None = None
+
+
+class LibvirtSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`accel`: auto takes KVM where it works."""
+
+    uri: str = "qemu:///system"
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+
+
+class StorageSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Directories for disks and images; `shared_dir` is one that several hosts mount."""
+
+    local_dir: str = "/var/lib/vmorch"
+    shared_dir: str | None = None
+
+
+class NetworkSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The libvirt network of NICs that name none."""
+
+    default: Annotated[str, Meta(pattern=NETWORK_PATTERN)] | None = None
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole configuration file."""
+
+    agent: AgentSection = AgentSection()
+    libvirt: LibvirtSection = LibvirtSection()
+    storage: StorageSection = StorageSection()
+    network: NetworkSection = NetworkSection()
+
+    @property
+    def state_dir(self) -> Path:
+        return Path(self.agent.state_dir)
+
+
+class BadConfig(Exception):
+    """The configuration file cannot be used."""
+
+    code = "bad-config"
+
+
+def load_config(path: Path | None) -> Config:
+    """The settings in a file; without `path`, those in the default place if there is such a file, else the
+    defaults. Raises BadConfig."""
+    try:
+        data = (path or DEFAULT_PATH).read_bytes()
+    except FileNotFoundError as error:
+        if path is None:
+            return Config()
+        raise BadConfig(f"{path} does not exist") from error
+    try:
+        return msgspec.toml.decode(data, type=Config)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path or DEFAULT_PATH}: {error}") from error

@@ -1,0 +1,162 @@
+"""Where the agent's files are, and how they are touched without being led elsewhere.
+
+Every name is made from an id that was checked here or from a fixed word; nothing that a guest or an image says
+becomes part of a path. Must not know what the files hold.
+
+Directories can be passed through but not listed by others, because QEMU may run as a user of its own.
+"""
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import VmId
+from vmorch.core.spec import ImagePin, Storage
+
+_VM_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_DISK = re.compile(r"vd[a-z]")
+_DIRECTORY_MODE = 0o711
+
+SEED, SERIAL_LOG, RUN_RECORD = "seed.iso", "serial.log", "run.json"
+
+
+class Layout:
+    """The directories of one host: its own, and the one that it shares with others if there is one."""
+
+    def __init__(self, local: Path, shared: Path | None) -> None:
+        self._roots: dict[Storage, Path] = {"local": local / "vmorch"}
+        if shared is not None:
+            self._roots["shared"] = shared / "vmorch"
+
+    @property
+    def storages(self) -> tuple[Storage, ...]:
+        """The storages that this host has."""
+        return tuple(self._roots)
+
+    def root(self, storage: Storage) -> Path:
+        """Our directory on a storage; it may not exist yet. Raises Rejected `no-such-storage`."""
+        root = self._roots.get(storage)
+        if root is None:
+            raise Rejected("no-such-storage", f"this host has no {storage} storage")
+        return root
+
+    def images(self, storage: Storage) -> Path:
+        return self.root(storage) / "images"
+
+    def image(self, storage: Storage, pin: ImagePin) -> Path:
+        """Where the image's verified bytes are, or shall be."""
+        if not _DIGEST.fullmatch(pin.digest):
+            raise Rejected("bad-request", f"{pin.digest!r} is not a digest")
+        return self.images(storage) / f"{pin.digest}.{pin.format}"
+
+    def vms(self, storage: Storage) -> Path:
+        return self.root(storage) / "vms"
+
+    def vm(self, storage: Storage, vm: VmId) -> Path:
+        """The VM's directory on a storage. Raises Rejected `bad-request` for what is not an id of ours."""
+        if not _VM_ID.fullmatch(vm):
+            raise Rejected("bad-request", f"{vm!r} is not a VM id")
+        return self.vms(storage) / vm
+
+    def disk(self, storage: Storage, vm: VmId, name: str) -> Path:
+        return self.vm(storage, vm) / disk_file(name)
+
+
+def is_vm_id(name: str) -> bool:
+    """Whether a domain of that name could be ours."""
+    return _VM_ID.fullmatch(name) is not None
+
+
+def disk_file(name: str) -> str:
+    """The file name of a disk."""
+    if not _DISK.fullmatch(name):
+        raise Rejected("bad-request", f"{name!r} is not the name of a disk")
+    return f"{name}.qcow2"
+
+
+def make_directory(path: Path) -> None:
+    """The directory and its parents exist. Raises Rejected `not-ours` if a link or file stands in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=_DIRECTORY_MODE)
+    try:
+        path.mkdir(mode=_DIRECTORY_MODE)
+    except FileExistsError:
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise Rejected("not-ours", f"{path} is not a directory") from None
+
+
+@contextmanager
+def opened(directory: Path) -> Iterator[int | None]:
+    """A descriptor of the directory, or None if there is none. A link in its place is refused as `not-ours`."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError as error:
+        if error.errno in (errno.ENOTDIR, errno.ELOOP):
+            raise Rejected("not-ours", f"{directory} is not a directory") from error
+        raise
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def regular_file(directory: int, name: str) -> os.stat_result | None:
+    """The file's status, None if there is none. Raises Rejected `not-ours` if it is no plain file."""
+    try:
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise Rejected("not-ours", f"{name} is not a plain file")
+    return found
+
+
+def delete_file(directory: Path, name: str) -> bool:
+    """The directory holds no such file. False if it held none before. Links and directories stay: `not-ours`."""
+    with opened(directory) as descriptor:
+        if descriptor is None or regular_file(descriptor, name) is None:
+            return False
+        os.unlink(name, dir_fd=descriptor)
+        return True
+
+
+def drop_if_empty(directory: Path) -> None:
+    """Remove a VM's directory when nothing is left in it."""
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+
+
+def write_file(directory: Path, name: str, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """The file holds exactly this; a reader, or a crash, sees the old or the new. Durable survives a power cut."""
+    with opened(directory) as descriptor:
+        if descriptor is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
+        draft = f".{name}.new"
+        if regular_file(descriptor, draft) is not None:
+            os.unlink(draft, dir_fd=descriptor)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(draft, flags, mode, dir_fd=descriptor), "wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.rename(draft, name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+        if durable:
+            os.fsync(descriptor)
+
+
+def free_bytes(directory: Path) -> int:
+    """What an ordinary writer can still put on the file system under the directory."""
+    found = os.statvfs(directory)
+    return found.f_bavail * found.f_frsize

@@ -1,0 +1,145 @@
+"""Hold the connections to libvirt's daemon, notice when it goes away, and pass on what it tells of domains.
+
+Two connections: one for calls that may take long, one for questions, because libvirt serves only a few requests
+of a connection at once. libvirt's own thread only hands over; it must never wait here for a lock that a
+calling thread holds during a call. Must not decide what a lost daemon means.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import libvirt
+
+from hostagent.hypervisor import HypervisorLost
+from vmorch.core.ids import VmId
+
+KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 3, 4
+"""Seconds between questions to a silent daemon, and how many go unanswered before it counts as lost."""
+
+_EVENTS = (
+    libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
+    libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE,
+    libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE,
+    libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON,
+)
+
+_loop_lock = threading.Lock()
+_loop: threading.Thread | None = None
+
+
+def _start_event_loop() -> None:
+    """Run libvirt's event loop for this process. A connection opened before it has neither events nor keepalive."""
+    global _loop
+    with _loop_lock:
+        if _loop is not None:
+            return
+        libvirt.virEventRegisterDefaultImpl()
+        # errors come as exceptions; without this each is also printed
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        _loop = threading.Thread(target=_run_event_loop, name="libvirt-events", daemon=True)
+        _loop.start()
+
+
+def _run_event_loop() -> None:
+    while True:
+        with suppress(libvirt.libvirtError):
+            libvirt.virEventRunDefaultImpl()
+
+
+class Link:
+    """Connects when first asked. Once the daemon is lost every use raises HypervisorLost until it is back."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._lock = threading.Lock()
+        self._connections: tuple[Any, Any] | None = None
+        self._changed: Callable[[VmId | None], None] = lambda _vm: None
+        self._lost: Callable[[], None] = lambda: None
+        self._closed = False
+
+    @property
+    def calls(self) -> Any:
+        """The connection for work. Raises HypervisorLost."""
+        return self._open()[0]
+
+    @property
+    def queries(self) -> Any:
+        """The connection for questions that are answered at once. Raises HypervisorLost."""
+        return self._open()[1]
+
+    def watch(self, changed: Callable[[VmId | None], None], lost: Callable[[], None]) -> None:
+        """Hand over what libvirt tells from now on, from its thread."""
+        self._changed, self._lost = changed, lost
+
+    def reconnect(self) -> None:
+        """Have living connections. Raises HypervisorLost."""
+        for connection in self._open():
+            if not is_alive(connection):
+                self._drop(connection)
+        self._open()
+
+    def close(self) -> None:
+        """Let go of the daemon for good."""
+        with self._lock:
+            self._closed = True
+            gone, self._connections = self._connections, None
+        _close(gone)
+
+    def _open(self) -> tuple[Any, Any]:
+        with self._lock:
+            if self._connections is not None:
+                return self._connections
+            if self._closed:
+                raise HypervisorLost("the link was closed")
+            _start_event_loop()
+            made: list[Any] = []
+            try:
+                for _ in range(2):
+                    made.append(libvirt.open(self._uri))
+                    self._prepare(made[-1])
+                for event in _EVENTS:
+                    made[1].domainEventRegisterAny(None, event, self._on_event, event)
+            except libvirt.libvirtError as error:
+                _close(tuple(made))
+                raise HypervisorLost(str(error)) from error
+            self._connections = (made[0], made[1])
+            return self._connections
+
+    def _prepare(self, connection: Any) -> None:
+        connection.registerCloseCallback(self._on_close, None)
+        with suppress(libvirt.libvirtError):  # a driver inside this process has nothing to keep alive
+            connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
+
+    def _on_close(self, connection: Any, _reason: int, _context: object) -> None:
+        # the lock may be held by a thread that waits for this very daemon, so hand over to a thread of its own
+        threading.Thread(target=self._drop, args=(connection,), name="libvirt-lost", daemon=True).start()
+
+    def _drop(self, connection: Any) -> None:
+        with self._lock:
+            known = self._connections
+            if known is None or connection not in known:
+                return
+            self._connections = None
+        _close(known)
+        self._lost()
+
+    def _on_event(self, _connection: Any, domain: Any, *details: Any) -> None:
+        self._changed(VmId(domain.name()))
+
+
+def is_alive(connection: Any) -> bool:
+    """Whether the connection's socket still stands."""
+    try:
+        return bool(connection.isAlive())
+    except libvirt.libvirtError:
+        return False
+
+
+def _close(connections: tuple[Any, ...] | None) -> None:
+    for connection in connections or ():
+        with suppress(libvirt.libvirtError):
+            connection.unregisterCloseCallback()
+        with suppress(libvirt.libvirtError):
+            connection.close()

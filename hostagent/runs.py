@@ -1,0 +1,105 @@
+"""Remember of each VM what libvirt forgets: whether a start was under way, and which addresses its guest named.
+
+libvirt shows the same for a guest that was never started and for one that started and went off again. So a start
+leaves a record before and after, and a crash in the middle can be judged by it. Must not call libvirt.
+
+Records need not survive a power cut: nothing of a start does.
+"""
+
+import threading
+from typing import Literal
+
+import msgspec
+
+from hostagent.layout import RUN_RECORD, SERIAL_LOG, Layout, make_directory, opened, regular_file, write_file
+from vmorch.core.ids import VmId
+
+
+class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`phase` of the latest start: begun, or known to have succeeded; empty when its answer was given long ago.
+
+    `before` is why the domain was off then, `serial_bytes` how much its serial log held.
+    """
+
+    phase: Literal["", "starting", "started"] = ""
+    before: str = ""
+    serial_bytes: int = 0
+    addresses: tuple[str, ...] = ()
+
+
+class Runs:
+    """The records of all VMs of a host. Thread-safe; one VM's record has one writer at a time, its lane."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._known: dict[VmId, RunRecord] = {}
+        self._ended: dict[VmId, str] = {}
+        self._lock = threading.Lock()
+
+    def of(self, vm: VmId) -> RunRecord:
+        """The VM's record; an unreadable one counts as none."""
+        with self._lock:
+            known = self._known.get(vm)
+        if known is None:
+            known = self._read(vm)
+            with self._lock:
+                known = self._known.setdefault(vm, known)
+        return known
+
+    def starting(self, vm: VmId, before: str) -> None:
+        """A start is about to be tried."""
+        record = RunRecord(phase="starting", before=before, serial_bytes=self.serial_bytes(vm))
+        self._write(vm, record)
+
+    def started(self, vm: VmId) -> None:
+        """The start succeeded, whatever the guest does next."""
+        self._write(vm, msgspec.structs.replace(self.of(vm), phase="started"))
+
+    def settle(self, vm: VmId) -> None:
+        """The answer to the latest start was given: nobody will ask for it again."""
+        record = self.of(vm)
+        if record.phase:
+            self._write(vm, msgspec.structs.replace(record, phase=""))
+
+    def found_at(self, vm: VmId, addresses: tuple[str, ...]) -> None:
+        """The running guest has these addresses."""
+        record = self.of(vm)
+        if record.addresses != addresses:
+            self._write(vm, msgspec.structs.replace(record, addresses=addresses))
+
+    def ended(self, vm: VmId, reason: str) -> str:
+        """Why the domain is off: what libvirt says now or, when its daemon has forgotten, what it said before."""
+        with self._lock:
+            if reason:
+                self._ended[vm] = reason
+            return self._ended.get(vm, "")
+
+    def active(self, vm: VmId) -> None:
+        """The domain runs, so that its last end is of no more interest."""
+        with self._lock:
+            self._ended.pop(vm, None)
+
+    def forget(self, vm: VmId) -> None:
+        """The VM is gone from this host, its record's file too."""
+        with self._lock:
+            self._known.pop(vm, None)
+            self._ended.pop(vm, None)
+
+    def serial_bytes(self, vm: VmId) -> int:
+        """How much the guest has ever written to its serial log."""
+        with opened(self._layout.vm("local", vm)) as directory:
+            found = None if directory is None else regular_file(directory, SERIAL_LOG)
+        return 0 if found is None else found.st_size
+
+    def _read(self, vm: VmId) -> RunRecord:
+        try:
+            return msgspec.json.decode((self._layout.vm("local", vm) / RUN_RECORD).read_bytes(), type=RunRecord)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return RunRecord()
+
+    def _write(self, vm: VmId, record: RunRecord) -> None:
+        with self._lock:
+            self._known[vm] = record
+        directory = self._layout.vm("local", vm)
+        make_directory(directory)
+        write_file(directory, RUN_RECORD, msgspec.json.encode(record), durable=False)

@@ -1,0 +1,36 @@
+"""How long one order may go on: until its deadline, or until it is withdrawn.
+
+Asked from the order's lane thread, withdrawn from the event loop. Must not end anything by force.
+"""
+
+import threading
+from collections.abc import Callable
+
+from hostagent.hypervisor import Expired, Withdrawn
+
+
+class OrderScope:
+    """A `Scope` that ends at `until` on the monotonic clock, or when it is withdrawn."""
+
+    def __init__(self, clock: Callable[[], float], until: float) -> None:
+        self._clock = clock
+        self._until = until
+        self._withdrawn = threading.Event()
+
+    def withdraw(self) -> None:
+        """From now on the order must not go on; a pause ends at once."""
+        self._withdrawn.set()
+
+    def check(self) -> None:
+        if self._withdrawn.is_set():
+            raise Withdrawn
+        if self._clock() >= self._until:
+            raise Expired
+
+    def remaining(self) -> float:
+        return max(0.0, self._until - self._clock())
+
+    def pause(self, seconds: float) -> None:
+        self.check()
+        self._withdrawn.wait(min(seconds, self.remaining()))
+        self.check()

@@ -1,0 +1,60 @@
+"""Run blocking calls beside the event loop.
+
+A call's thread belongs to the call, not to whoever waits for it: a cancelled waiter never frees a running
+thread's place, and a thread that never returns does not keep the process alive. Must not retry anything.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Blocking(Protocol):
+    """Where blocking calls run; a simulation runs them in place."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """The call's result or exception."""
+        ...
+
+
+class Threads:
+    """A thread for each call, at most `limit` at once; further calls wait their turn."""
+
+    def __init__(self, limit: int = 256) -> None:
+        self._places = asyncio.Semaphore(limit)
+
+    async def run(self, call: Callable[[], T]) -> T:
+        """Run `call` in a thread. If the waiter is cancelled the call goes on and its result is dropped."""
+        await self._places.acquire()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def hand_over(result: T | None, error: BaseException | None) -> None:
+            self._places.release()
+            if done.cancelled():
+                return
+            if error is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(result)  # type: ignore[arg-type]  # None here is the call's own result
+
+        def work() -> None:
+            try:
+                result, error = call(), None
+            except BaseException as raised:  # carried to the waiter, whatever it is
+                result, error = None, raised
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(hand_over, result, error)
+
+        threading.Thread(target=work, daemon=True, name="vmorch-blocking").start()
+        return await done
+
+
+class InPlace:
+    """Runs calls where they are asked for: the order of everything is then the event loop's alone."""
+
+    async def run(self, call: Callable[[], T]) -> T:
+        return call()

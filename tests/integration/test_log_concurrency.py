@@ -1,0 +1,181 @@
+"""Many writers at once: nothing skipped, doubled, lost or misnumbered, and nobody harmed by another's fate."""
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import psycopg
+import pytest
+from databases import Database
+from logbook import an_append, assert_well_formed, everything, more_than, on, until
+
+from vmorch.core.ids import Position, RequestId, Stream
+from vmorch.core.records import NewEvent, StreamAppend
+from vmorch.log.batch import columns, encode
+from vmorch.log.errors import InvalidAppend, LogUnavailable, VersionConflict
+from vmorch.log.store import EventLog
+
+pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
+
+WRITER = Path(__file__).with_name("log_writer.py")
+ROOT = Path(__file__).parents[2]
+
+
+async def a_writer(url: str, name: str, appends: int) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, str(WRITER), url, name, str(appends)),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+
+
+async def append_uncommitted(connection: psycopg.AsyncConnection, part: StreamAppend) -> None:
+    """Call the log's function in a transaction that stays open."""
+    params = [column.decode() for column in columns([encode(an_append(part))])]
+    holes = ", ".join(["%s"] * len(params))
+    await connection.execute(f"SELECT vmorch.append({holes})", params)
+
+
+async def test_eight_writer_processes_and_two_followers_agree(database: Database, event_log: EventLog) -> None:
+    late: list[int] = []
+    early: list[int] = []
+
+    async def follow(log: EventLog, seen: list[int]) -> None:
+        async for events in log.follow(Position(0)):
+            seen.extend(one.position for one in events)
+
+    other = await EventLog.open(database.app_url)
+    followers = [asyncio.create_task(follow(event_log, early)), asyncio.create_task(follow(other, late))]
+    writers = [await a_writer(database.app_url, f"w{number}", appends=25) for number in range(8)]
+    # a ninth writer calls the function and dawdles before its commit, again and again
+    stalled = 0
+    while any(writer.returncode is None for writer in writers[:1]):
+        async with await psycopg.AsyncConnection.connect(database.app_url) as dawdler:
+            await append_uncommitted(dawdler, on(f"stalled/{stalled}", 0))
+            await asyncio.sleep(0.05)
+            if stalled % 2:
+                await dawdler.rollback()
+        stalled += 1
+        if stalled == 6:
+            break
+    promised = set()
+    for writer in writers:
+        output, _ = await writer.communicate()
+        assert writer.returncode == 0
+        for line in output.decode().splitlines():
+            stream, version, position = line.split()
+            promised.add((stream, int(version), int(position)))
+    head = await event_log.head()
+    await until(lambda: early[-1:] == [head] and late[-1:] == [head])
+    for follower in followers:
+        follower.cancel()
+    await asyncio.gather(*followers, return_exceptions=True)
+    await other.close()
+    assert early == late == list(range(1, head + 1))
+    events = await everything(event_log)
+    assert_well_formed(events)
+    kept = {(one.stream, one.version, one.position) for one in events if not one.stream.startswith("stalled/")}
+    assert kept == promised
+
+
+async def test_a_writer_stalled_before_its_commit_hides_no_event_behind_it(
+    database: Database, event_log: EventLog
+) -> None:
+    async with await psycopg.AsyncConnection.connect(database.app_url) as stalled:
+        await append_uncommitted(stalled, on("vm/1", 0))
+        waiting = asyncio.create_task(event_log.append(an_append(on("vm/2", 0))))
+        assert (await asyncio.wait([waiting], timeout=0.3))[1] == {waiting}
+        assert await event_log.read(Position(0)) == []
+        await stalled.commit()
+        assert (await waiting).first == 2
+    assert [one.stream for one in await event_log.read(Position(0))] == ["vm/1", "vm/2"]
+
+
+async def test_a_rolled_back_append_leaves_no_gap(database: Database, event_log: EventLog) -> None:
+    async with await psycopg.AsyncConnection.connect(database.app_url) as undecided:
+        await append_uncommitted(undecided, on("vm/1", 0, events=3))
+        await undecided.rollback()
+    assert (await event_log.append(an_append(on("vm/1", 0)))).first == 1
+
+
+async def test_a_cancelled_caller_does_not_harm_the_others(event_log: EventLog) -> None:
+    callers = [asyncio.create_task(event_log.append(an_append(on(f"vm/{number}", 0)))) for number in range(30)]
+    await asyncio.sleep(0)
+    for caller in callers[::3]:
+        caller.cancel()
+    answers = await asyncio.gather(*callers, return_exceptions=True)
+    stored = {one.stream: one.position for one in await everything(event_log)}
+    for number, answer in enumerate(answers):
+        if isinstance(answer, BaseException):
+            assert number % 3 == 0
+            assert isinstance(answer, asyncio.CancelledError)
+        else:
+            assert stored[Stream(f"vm/{number}")] == answer.first
+    assert_well_formed(await everything(event_log))
+
+
+async def test_one_append_that_is_no_json_does_not_harm_the_others(event_log: EventLog) -> None:
+    broken = NewEvent(kind="vm-noted", schema=1, data=b"{not json", meta=b"{}")
+    appends = [
+        an_append(on("vm/1", 0)),
+        an_append(StreamAppend(stream=Stream("vm/2"), expected=0, events=(broken,))),
+        an_append(on("vm/3", 0)),
+    ]
+    answers = await asyncio.gather(*map(event_log.append, appends), return_exceptions=True)
+    assert [isinstance(one, InvalidAppend) for one in answers] == [False, True, False]
+    assert [one.stream for one in await everything(event_log)] == ["vm/1", "vm/3"]
+
+
+async def test_of_many_callers_at_one_version_exactly_one_wins(event_log: EventLog) -> None:
+    answers = await asyncio.gather(
+        *(event_log.append(an_append(on("vm/1", 0), on(f"host/{number}", 0))) for number in range(50)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(one, VersionConflict) for one in answers) == 49
+    assert await event_log.head() == 2
+
+
+async def test_the_same_request_from_two_servers_is_written_once(database: Database, event_log: EventLog) -> None:
+    other = await EventLog.open(database.app_url)
+    append = an_append(on("vm/1", 0, events=2), request="r")
+    answers = await asyncio.gather(*(log.append(append) for log in (event_log, other) * 10))
+    assert {(one.first, one.last) for one in answers} == {(1, 2)}
+    assert sum(not one.repeated for one in answers) == 1
+    assert await event_log.request(RequestId("r")) == (1, 2)
+    await other.close()
+
+
+async def test_a_follower_hears_of_another_servers_commit_before_its_next_poll(
+    database: Database, event_log: EventLog
+) -> None:
+    other = await EventLog.open(database.app_url)
+    heard: list[float] = []
+    clock = asyncio.get_running_loop().time
+
+    async def follow() -> None:
+        async for _ in event_log.follow(Position(0)):
+            heard.append(clock())
+
+    follower = asyncio.create_task(follow())
+    delays = []
+    for version in range(5):
+        await other.append(an_append(on("vm/1", version)))
+        committed = clock()
+        await until(more_than(heard, version))
+        delays.append(heard[version] - committed)
+    follower.cancel()
+    await asyncio.gather(follower, return_exceptions=True)
+    await other.close()
+    # the first may come by the poll, because listening begins with following
+    assert sorted(delays)[2] < 0.5
+
+
+async def test_a_closed_log_refuses_and_has_written_what_it_was_given(database: Database) -> None:
+    log = await EventLog.open(database.app_url)
+    callers = [asyncio.create_task(log.append(an_append(on(f"vm/{number}", 0)))) for number in range(5)]
+    await asyncio.sleep(0)
+    await log.close()
+    assert [(await caller).first for caller in callers] == [1, 2, 3, 4, 5]
+    with pytest.raises(LogUnavailable):
+        await log.append(an_append(on("vm/9", 0)))

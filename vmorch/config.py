@@ -1,0 +1,78 @@
+"""The server's settings, from one TOML file. Must not read anything else, nor have defaults that surprise."""
+
+import tomllib
+from ipaddress import ip_network
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+DEFAULT_PATH = Path("/etc/vmorch/server.toml")
+
+
+class ServerSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`data_dir` holds keys and images; `public_url` is where hosts reach the API."""
+
+    cluster: Annotated[str, Meta(pattern=r"^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$")]
+    data_dir: str
+    listen_unix: str | None = None
+    listen_tcp: str | None = None
+    public_url: str
+
+
+class DatabaseSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`url` is the server's login; `owner_url`, needed by `init` alone, may create roles and the database."""
+
+    url: str
+    owner_url: str | None = None
+
+
+class NatsSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`url` is what server and hosts connect to. `init` writes the broker's configuration to `config_file`."""
+
+    url: str
+    config_file: str
+    listen: str = "127.0.0.1:4222"
+
+
+class ImagesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Networks that images may be fetched from although they are not public, and size limits in GiB."""
+
+    allowed_networks: tuple[str, ...] = ()
+    max_gib: Annotated[int, Meta(ge=1)] = 64
+    max_virtual_gib: Annotated[int, Meta(ge=1)] = 2048
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A whole configuration file."""
+
+    server: ServerSection
+    database: DatabaseSection
+    nats: NatsSection
+    images: ImagesSection = ImagesSection()
+
+    @property
+    def data_dir(self) -> Path:
+        return Path(self.server.data_dir)
+
+
+class BadConfig(Exception):
+    """The configuration file cannot be used; the message names the field."""
+
+    code = "bad-config"
+
+
+def load(path: Path) -> Config:
+    """The settings in `path`. Raises BadConfig."""
+    try:
+        config = msgspec.convert(tomllib.loads(path.read_text()), Config)
+        for network in config.images.allowed_networks:
+            ip_network(network)
+    except OSError as error:
+        raise BadConfig(f"{path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, ValueError) as error:
+        raise BadConfig(f"{path}: {error}") from error
+    if config.server.listen_unix is None and config.server.listen_tcp is None:
+        raise BadConfig(f"{path}: [server] needs listen_unix or listen_tcp")
+    return config

@@ -1,0 +1,394 @@
+"""A VM: what was asked, where it is, what was seen of it, and the one operation that may be under way.
+
+`power` is what its host saw last, never what somebody wished; being on the way somewhere is not a state
+but `active`. Must not know any particular operation.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, ClassVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from vmorch.core.aggregates.host import Host
+from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import Failed, Observed, Power
+from vmorch.core.ids import HostId, MiB, OperationId, VmId, stream
+from vmorch.core.messages import Command, Event, message
+from vmorch.core.operation import (
+    Change,
+    Finish,
+    Outcome,
+    Plan,
+    Progress,
+    Step,
+    change,
+    step_done,
+    step_failed,
+)
+from vmorch.core.spec import Labels, VmSpec
+
+KEPT_OPERATIONS = 20
+"""How many finished operations a VM's state remembers; the log has all."""
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """One operation on a VM, folded from its events."""
+
+    id: OperationId
+    verb: str
+    steps: tuple[Step, ...]
+    actor: str
+    reason: str
+    started_at: datetime
+    started_position: int
+    success: tuple[Change, ...] = ()
+    failure: tuple[Change, ...] = ()
+    arguments: Mapping[str, Any] = {}
+    progress: Progress = Progress()
+    outcome: Outcome | None = None
+    code: str = ""
+    message: str = ""
+    ended_at: datetime | None = None
+
+
+class Drift(Struct, frozen=True, kw_only=True):
+    """A difference between what the log says and what its host shows."""
+
+    field: str
+    recorded: str
+    seen: str
+
+
+class Vm(Struct, frozen=True, kw_only=True):
+    """A VM, folded from its stream."""
+
+    id: VmId
+    name: str = ""
+    version: int = 0
+    spec: VmSpec | None = None
+    labels: Mapping[str, str] = {}
+    host: HostId | None = None
+    epoch: int = 0
+    power: Power = "absent"
+    power_reason: str = ""
+    live_vcpus: int = 0
+    live_memory: MiB = MiB(0)
+    addresses: tuple[str, ...] = ()
+    observed_at: datetime | None = None
+    created_at: datetime | None = None
+    deleted_at: datetime | None = None
+    kept_disks: tuple[str, ...] = ()
+    drift: tuple[Drift, ...] = ()
+    active: OperationId | None = None
+    operations: Mapping[OperationId, Operation] = {}
+
+    def pending(self) -> dict[str, tuple[int, int]]:
+        """What was asked but is not in force before the next start: field -> (in force, asked)."""
+        if self.spec is None or self.power not in ("running", "paused"):
+            return {}
+        found: dict[str, tuple[int, int]] = {}
+        if self.live_vcpus and self.live_vcpus != self.spec.vcpus:
+            found["vcpus"] = (self.live_vcpus, self.spec.vcpus)
+        if self.live_memory and self.live_memory != self.spec.memory:
+            found["memory"] = (self.live_memory, self.spec.memory)
+        return found
+
+
+class VmEvent(Event, frozen=True, kw_only=True):
+    """A fact about one VM."""
+
+    subject: ClassVar[str] = "vm"
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        """The VM after this fact, which was recorded at `at`."""
+        raise NotImplementedError(self.kind)
+
+
+class VmCommand(Command, frozen=True, kw_only=True):
+    """A request about one VM that exists. `needs` are the powers that it can start from."""
+
+    needs: ClassVar[frozenset[Power]] = frozenset({"off", "running", "paused", "crashed", "absent", "unknown"})
+
+    def plan(self, vm: Vm, host: Host) -> Plan:
+        """How it is done, or Rejected. Pure; asked only when nothing else is active on the VM."""
+        raise NotImplementedError(self.kind)
+
+
+@message("vm.created")
+class VmCreated(VmEvent, frozen=True, kw_only=True):
+    """A VM of this name and spec belongs to that host from now on; its disks and domain come after."""
+
+    name: str
+    spec: VmSpec
+    labels: Labels
+    host: HostId
+    epoch: int
+    placement: Mapping[str, str] = {}
+    """Why there: host name -> score or reason against, as placement saw it."""
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        return replace(
+            vm,
+            name=self.name,
+            spec=self.spec,
+            labels=self.labels,
+            host=self.host,
+            epoch=self.epoch,
+            created_at=at,
+        )
+
+
+@message("vm.deleted")
+class VmDeleted(VmEvent, frozen=True, kw_only=True):
+    """The VM is gone from its host. `kept_disks` names the disks that were left there on purpose."""
+
+    kept_disks: tuple[str, ...] = ()
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        return replace(vm, deleted_at=at, power="absent", host=None, kept_disks=self.kept_disks, addresses=())
+
+
+@message("vm.operation-started")
+class OperationStarted(VmEvent, frozen=True, kw_only=True):
+    """An operation owns the VM until it is finished. Its whole plan is here."""
+
+    operation: OperationId
+    verb: str
+    steps: tuple[Step, ...]
+    success: tuple[Change, ...] = ()
+    failure: tuple[Change, ...] = ()
+    arguments: Mapping[str, Any] = {}
+    actor: str = ""
+    reason: str = ""
+    position: int = 0
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        started = Operation(
+            id=self.operation,
+            verb=self.verb,
+            steps=self.steps,
+            success=self.success,
+            failure=self.failure,
+            arguments=self.arguments,
+            actor=self.actor,
+            reason=self.reason,
+            started_at=at,
+            started_position=self.position,
+        )
+        kept = dict(vm.operations)
+        while len(kept) >= KEPT_OPERATIONS:
+            kept.pop(next(iter(kept)))
+        return replace(vm, active=self.operation, operations={**kept, self.operation: started})
+
+
+class OperationEvent(VmEvent, frozen=True, kw_only=True):
+    """A fact about an operation under way."""
+
+    operation: OperationId
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        running = vm.operations.get(self.operation)
+        if running is None or running.outcome is not None:
+            return vm
+        return replace(vm, operations={**vm.operations, self.operation: self.advance(running, at)})
+
+    def advance(self, operation: Operation, at: datetime) -> Operation:
+        """The operation after this fact."""
+        raise NotImplementedError(self.kind)
+
+
+@message("vm.step-done")
+class StepDone(OperationEvent, frozen=True, kw_only=True):
+    """A step's target is reached (or, with `undo`, taken back), as its host answered."""
+
+    index: int
+    undo: bool = False
+    attempt: int = 1
+    already: bool = False
+    observed: Observed | None = None
+
+    def advance(self, operation: Operation, at: datetime) -> Operation:
+        return replace(operation, progress=step_done(operation.progress, self.index, undo=self.undo))
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        after = super().apply(vm, at)
+        return after if self.observed is None else see(after, self.observed, at)
+
+
+@message("vm.step-failed")
+class StepFailed(OperationEvent, frozen=True, kw_only=True):
+    """A step's target is not reached; `message` holds the host's own words."""
+
+    index: int
+    code: str
+    message: str
+    undo: bool = False
+    attempt: int = 1
+    observed: Observed | None = None
+
+    def advance(self, operation: Operation, at: datetime) -> Operation:
+        failure = Failed(code=self.code, message=self.message)
+        return replace(
+            operation, progress=step_failed(operation.progress, self.index, failure, undo=self.undo)
+        )
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        after = super().apply(vm, at)
+        return after if self.observed is None else see(after, self.observed, at)
+
+
+@message("vm.step-timed-out")
+class StepTimedOut(OperationEvent, frozen=True, kw_only=True):
+    """A step's host did not answer within the step's deadline. What became of it is not known."""
+
+    index: int
+    message: str
+
+    def advance(self, operation: Operation, at: datetime) -> Operation:
+        return replace(operation, progress=replace(operation.progress, timed_out=self.message))
+
+
+@message("vm.cancel-requested")
+class CancelRequested(OperationEvent, frozen=True, kw_only=True):
+    """The operation shall stop and take back what it did."""
+
+    def advance(self, operation: Operation, at: datetime) -> Operation:
+        return replace(operation, progress=replace(operation.progress, cancel=True))
+
+
+@message("vm.operation-finished")
+class OperationFinished(OperationEvent, frozen=True, kw_only=True):
+    """The operation is over and the VM free for another."""
+
+    outcome: Outcome
+    code: str = ""
+    message: str = ""
+
+    def advance(self, operation: Operation, at: datetime) -> Operation:
+        return replace(
+            operation, outcome=self.outcome, code=self.code, message=self.message, ended_at=at, success=(), failure=()
+        )
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        after = super().apply(vm, at)
+        return replace(after, active=None) if after.active == self.operation else after
+
+
+@message("vm.observed")
+class VmObserved(VmEvent, frozen=True, kw_only=True):
+    """The VM's host saw a change that no step of an operation accounts for."""
+
+    host: HostId
+    observed: Observed
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        return see(vm, self.observed, at) if vm.host == self.host and vm.deleted_at is None else vm
+
+
+@message("vm.drifted")
+class VmDrifted(VmEvent, frozen=True, kw_only=True):
+    """The domain's configuration on its host is not what the log says; empty when it is again."""
+
+    host: HostId
+    drift: tuple[Drift, ...]
+
+    def apply(self, vm: Vm, at: datetime) -> Vm:
+        return replace(vm, drift=self.drift)
+
+
+def see(vm: Vm, seen: Observed, at: datetime) -> Vm:
+    """The VM as just observed. Figures that an observation leaves out stay as they were while it runs."""
+    on = seen.power in ("running", "paused")
+    return replace(
+        vm,
+        power=seen.power,
+        power_reason=seen.reason,
+        live_vcpus=(seen.vcpus or vm.live_vcpus) if on else 0,
+        live_memory=(seen.memory or vm.live_memory) if on else MiB(0),
+        addresses=(seen.addresses or vm.addresses) if on else (),
+        observed_at=at,
+    )
+
+
+def admit(vm: Vm, command: VmCommand, host: Host) -> Plan:
+    """The plan of a command, after the guards that hold for every one of them.
+
+    Raises Rejected: `vm-gone`, `operation-in-flight`, `wrong-power-state`, `host-offline`, or the command's own.
+    """
+    if vm.deleted_at is not None or vm.spec is None:
+        raise Rejected("vm-gone", f"{vm.name} was deleted")
+    if vm.active is not None:
+        running = vm.operations[vm.active]
+        raise Rejected(
+            "operation-in-flight",
+            f"{vm.name} is busy with {running.verb} {running.id}",
+            hint=f"vmorch op wait {running.id}",
+            facts={"operation": running.id},
+        )
+    if vm.power not in command.needs:
+        wanted = " or ".join(sorted(command.needs))
+        raise Rejected("wrong-power-state", f"{vm.name} is {vm.power}; {command.verb} needs it {wanted}")
+    plan = command.plan(vm, host)
+    if plan.steps and host.agent != "connected":
+        raise Rejected(
+            "host-offline",
+            f"{host.name} is unreachable and {vm.name} stands on it",
+            hint=f"vmorch host describe {host.name}",
+        )
+    return plan
+
+
+def open_operation(
+    vm: VmId,
+    operation: OperationId,
+    plan: Plan,
+    *,
+    verb: str,
+    arguments: Mapping[str, Any],
+    actor: str,
+    reason: str,
+    position: int,
+) -> tuple[Change, ...]:
+    """Everything to append when a plan begins: its opening facts and, if it has steps, its start.
+
+    `position` is the log position that the plan was computed at.
+    """
+    if not plan.steps:
+        return plan.opening
+    started = OperationStarted(
+        operation=operation,
+        verb=verb,
+        steps=plan.steps,
+        success=plan.success,
+        failure=plan.failure,
+        arguments=arguments,
+        actor=actor,
+        reason=reason,
+        position=position,
+    )
+    return (*plan.opening, change(stream("vm", vm), started))
+
+
+def close_operation(vm: Vm, operation: Operation, end: Finish) -> tuple[Change, ...]:
+    """Everything to append when an operation ends as `end` says: its end, then the facts that follow from it."""
+    finished = OperationFinished(
+        operation=operation.id, outcome=end.outcome, code=end.code, message=end.message
+    )
+    then: tuple[Change, ...] = ()
+    if end.outcome == "succeeded":
+        then = operation.success
+    elif end.outcome in ("undone", "cancelled"):
+        then = operation.failure
+    return (change(stream("vm", vm.id), finished), *then)
+
+
+def request_cancel(vm: Vm, operation: OperationId) -> list[VmEvent]:
+    """Ask an operation to stop. Raises Rejected `already-over` or `already-so`."""
+    running = vm.operations.get(operation)
+    if running is None or running.outcome is not None:
+        raise Rejected("already-over", f"operation {operation} is over")
+    if running.progress.cancel:
+        raise Rejected("already-so", f"operation {operation} is already being cancelled")
+    return [CancelRequested(operation=operation)]

@@ -1,0 +1,118 @@
+"""Messages to JSON bytes and back. Old shapes are lifted here, once, so that nobody else ever sees one.
+
+Must not interpret a message: unknown kinds and unreadable bytes are refused with their place in the log.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from vmorch.core.ids import Position, Stream
+from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS, Command, Event, HostCommand, Message, Meta
+from vmorch.core.records import NewEvent, Recorded
+
+_encode = msgspec.json.Encoder(order="deterministic").encode
+_meta_decoder = msgspec.json.Decoder(Meta)
+_event_decoders: dict[str, msgspec.json.Decoder[Event]] = {}
+
+T = TypeVar("T", bound=Message)
+
+
+class Unreadable(Exception):
+    """Bytes that no registered shape can read. `code` is `unknown-kind`, `future-schema` or `bad-shape`."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class Packed(Struct, frozen=True, kw_only=True):
+    """A message inside another one (a step's host command, a planned fact), with its kind and schema."""
+
+    kind: str
+    schema: int
+    data: dict[str, Any]
+
+
+class Fact(Struct, frozen=True, kw_only=True):
+    """A recorded event, understood."""
+
+    position: Position
+    stream: Stream
+    version: int
+    event: Event
+    meta: Meta
+    recorded_at: Any  # datetime; Any keeps decoding of hot loops free of a second check
+
+
+def encode(event: Event, meta: Meta) -> NewEvent:
+    """The bytes to append. Equal events give equal bytes."""
+    return NewEvent(kind=event.kind, schema=event.schema, data=_encode(event), meta=_encode(meta))
+
+
+def decode(record: Recorded) -> Fact:
+    """The fact that a record holds, in its newest shape. Raises Unreadable."""
+    return Fact(
+        position=record.position,
+        stream=record.stream,
+        version=record.version,
+        event=decode_event(record.kind, record.schema, record.data),
+        meta=_meta_decoder.decode(record.meta),
+        recorded_at=record.recorded_at,
+    )
+
+
+def decode_event(kind: str, schema: int, data: bytes) -> Event:
+    """One event's bytes in their newest shape. Raises Unreadable."""
+    cls = EVENTS.get(kind)
+    if cls is None:
+        raise Unreadable("unknown-kind", f"no event is called {kind!r}")
+    try:
+        if schema == cls.schema:
+            decoder = _event_decoders.get(kind)
+            if decoder is None:
+                decoder = _event_decoders[kind] = msgspec.json.Decoder(cls)
+            return decoder.decode(data)
+        return msgspec.convert(_lift(cls, schema, msgspec.json.decode(data)), cls)
+    except msgspec.MsgspecError as error:
+        raise Unreadable("bad-shape", f"{kind} schema {schema}: {error}") from error
+
+
+def pack(message: Message) -> Packed:
+    """A message as data to be carried by another."""
+    return Packed(kind=message.kind, schema=message.schema, data=msgspec.to_builtins(message))
+
+
+def unpack_host_command(packed: Packed) -> HostCommand:
+    """The host command inside. Raises Unreadable."""
+    return _unpack(packed, HOST_COMMANDS)
+
+
+def unpack_event(packed: Packed) -> Event:
+    """The event inside. Raises Unreadable."""
+    return _unpack(packed, EVENTS)
+
+
+def unpack_command(packed: Packed) -> Command:
+    """The command inside. Raises Unreadable."""
+    return _unpack(packed, COMMANDS)
+
+
+def _unpack(packed: Packed, table: Mapping[str, type[T]]) -> T:
+    cls = table.get(packed.kind)
+    if cls is None:
+        raise Unreadable("unknown-kind", f"no message is called {packed.kind!r}")
+    try:
+        return msgspec.convert(_lift(cls, packed.schema, packed.data), cls)
+    except msgspec.ValidationError as error:
+        raise Unreadable("bad-shape", f"{packed.kind} schema {packed.schema}: {error}") from error
+
+
+def _lift(cls: type[Message], schema: int, fields: dict[str, Any]) -> dict[str, Any]:
+    if schema > cls.schema:
+        raise Unreadable("future-schema", f"{cls.kind} schema {schema} is newer than {cls.schema}")
+    for step in range(schema, cls.schema):
+        fields = cls.upcasters[step](fields)
+    return fields

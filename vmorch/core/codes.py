@@ -1,0 +1,99 @@
+"""Every stable code of a refusal or failure: its HTTP status, the CLI's exit code, and what it means.
+
+The one list behind problem documents, exit codes, `vmorch explain` and the handbook. Codes are forever.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+Exit = Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
+"""0 done, 1 failed, 2 usage, 3 not found, 4 not allowed, 5 conflict, 6 refused, 7 unreachable, 8 timeout,
+9 some of several failed, 10 differences, 11 integrity."""
+
+
+class Code(Struct, frozen=True):
+    """A code's HTTP status, exit code, title and explanation."""
+
+    status: int
+    exit: Exit
+    title: str
+    explanation: str
+
+
+CODES: dict[str, Code] = {
+    # refusals of a request
+    "bad-request": Code(400, 2, "The request cannot be read", "Its body or a parameter does not have the documented shape; the message names the field."),
+    "bad-spec": Code(422, 2, "The specification contradicts itself", "Two of its figures cannot hold together; the message names them."),
+    "bad-name": Code(422, 2, "The name is malformed", "Names are 1 to 63 of a-z, 0-9 and -, and neither begin nor end with -."),
+    "unauthenticated": Code(401, 4, "No valid token", "The request carries no token, or one that is unknown, expired or revoked."),
+    "forbidden": Code(403, 4, "Not allowed", "The token's role does not include this."),
+    "not-found": Code(404, 3, "No such thing", "Nothing is served at this address."),
+    "wrong-method": Code(405, 2, "Another method is needed", "The address exists, but not for this HTTP method; the Allow header lists those that it knows."),
+    "no-such-vm": Code(404, 3, "No such VM", "No living VM has this name or id."),
+    "no-such-host": Code(404, 3, "No such host", "No host of the cluster has this name or id."),
+    "no-such-image": Code(404, 3, "No such image", "No image has this name, id or digest."),
+    "no-such-operation": Code(404, 3, "No such operation", "No operation has this id."),
+    "no-such-token": Code(404, 3, "No such token", "No token in force has this name or id."),
+    "no-such-event": Code(404, 3, "No such event", "The log holds no event at this position."),
+    "no-such-verb": Code(404, 3, "No such verb", "This kind of object does not know the verb."),
+    "ambiguous-name": Code(409, 5, "The name is ambiguous", "Several objects begin with this; give more of the id."),
+    "name-taken": Code(409, 5, "The name is taken", "Another living object of the same kind holds the name."),
+    "version-conflict": Code(409, 5, "Somebody was faster", "The object changed between the decision and its recording, repeatedly; look again and repeat."),
+    "request-reused": Code(409, 5, "The request id was used for something else", "A request id names one request; a repeat must be the same request."),
+    "operation-in-flight": Code(409, 6, "The VM is busy", "One operation at a time owns a VM; wait for it or cancel it."),
+    "wrong-power-state": Code(409, 6, "The VM is in the wrong power state", "The command needs another power state than the VM was last seen in."),
+    "vm-gone": Code(409, 6, "The VM was deleted", "Nothing can be done to a deleted VM."),
+    "already-so": Code(409, 6, "Nothing to do", "The object is already in the state asked for."),
+    "already-over": Code(409, 6, "The operation is over", "A finished operation can be neither cancelled nor changed."),
+    "host-offline": Code(409, 7, "The host is unreachable", "The VM's host is not connected now; nothing was begun."),
+    "host-not-empty": Code(409, 6, "VMs stand on the host", "A host is retired only when no capacity of it is promised."),
+    "no-host-fits": Code(409, 6, "No host can take the VM", "Placement refused every host; the reasons are listed per host."),
+    "no-capacity": Code(409, 6, "The host is full", "What is asked for does not fit beside what is promised to others."),
+    "image-in-use": Code(409, 6, "The image is in use", "Disks of living VMs stand on it."),
+    "wrong-checksum": Code(422, 6, "The checksum differs", "The bytes that came do not have the SHA-256 that was asked for; they were thrown away."),
+    "hostile-image": Code(422, 6, "The image is refused", "Its header points outside itself, carries unknown features, claims an absurd size or is not what it says."),
+    "image-too-large": Code(422, 6, "The image is too large", "Its bytes or its virtual size exceed what the cluster allows."),
+    "bad-url": Code(422, 6, "The address is refused", "Only http and https to addresses that the cluster allows are fetched, redirects included."),
+    "fetch-failed": Code(502, 7, "The address did not deliver", "The server behind the URL answered with an error or broke off."),
+    "bad-token": Code(403, 4, "The enrolment token is not valid", "It is unknown or was used before; ask for a new one."),
+    "token-expired": Code(403, 4, "The enrolment token has expired", "Ask for a new one."),
+    "confirmation-missing": Code(400, 6, "Confirmation is missing", "Without a terminal a destructive verb needs --yes."),
+    "reason-missing": Code(400, 6, "A reason is missing", "This context is protected: give --reason."),
+    "too-large": Code(413, 2, "The request is too large", "Its body exceeds the limit of this route."),
+    "too-many-requests": Code(429, 7, "Too many requests", "This address was asked too often in a short time; wait a little and repeat."),
+    # the control plane's own troubles
+    "log-unavailable": Code(503, 7, "The event log is unreachable", "Postgres does not answer; nothing was recorded, or it is not known. Repeat with the same request id."),
+    "not-leader": Code(503, 7, "Another server leads", "This server answers reads only; try again."),
+    "server-unreachable": Code(503, 7, "The server is unreachable", "Nothing answers at the API's address."),
+    "internal-error": Code(500, 1, "The server made a mistake", "A fault of vmorch; its log has the cause under the request id."),
+    "server-disk-full": Code(507, 7, "The server's disk is full", "The image could not be stored."),
+    # outcomes of operations, as hosts report them
+    "cancelled": Code(409, 1, "Cancelled", "The operation was cancelled and what it had done was taken back."),
+    "host-silent": Code(504, 7, "The host did not answer in time", "What became of the step is not known until the host is heard again; deleting the VM cleans up in any case."),
+    "deadline-passed": Code(504, 1, "The step took too long", "The host gave the step up when its time was over."),
+    "interrupted": Code(500, 1, "The agent was interrupted repeatedly", "The agent stopped in the middle of the step more often than it is tried again."),
+    "no-domain": Code(409, 1, "The domain is not on its host", "libvirt does not know the VM; somebody removed it behind our back."),
+    "not-ours": Code(409, 1, "Something that is not ours stands there", "A domain or file that vmorch did not make is in the way; it was not touched."),
+    "no-image": Code(409, 1, "The image is not in the host's cache", "A disk was asked for before its image was there."),
+    "image-digest-mismatch": Code(502, 1, "The image arrived damaged", "The bytes the host received do not have the image's digest."),
+    "image-unavailable": Code(502, 1, "The image could not be fetched", "The host could not read the image from the control plane."),
+    "disk-full": Code(507, 1, "The host's disk is full", "There is no room for the image or disk; nothing was left behind."),
+    "disk-too-small": Code(422, 1, "The disk is smaller than its image", "A disk must be at least as large as the image it stands on."),
+    "libvirt-refused": Code(409, 1, "libvirt refused", "The message is libvirt's own."),
+    "libvirt-away": Code(503, 7, "libvirt is away", "The host's libvirt daemon does not answer."),
+    "busy": Code(409, 1, "The domain is busy", "Another libvirt job held the domain for too long."),
+    "guest-did-not-stop": Code(409, 1, "The guest did not stop", "It ignored the request to shut down; --force cuts its power."),
+    "not-ready": Code(504, 1, "The guest runs but is not ready", "It did not pass its readiness check in time and was left running."),
+    "wrong-state": Code(409, 1, "The domain is in another state", "The domain's state on its host does not allow the step."),
+    "stale-session": Code(409, 7, "The agent began a new session", "The order belonged to an earlier session and was not carried out."),
+    "stale-incarnation": Code(409, 6, "Another history of the log", "The agent was enrolled under another incarnation of the log and obeys no other."),
+    "stale-epoch": Code(409, 6, "A newer owner", "The agent knows a newer epoch of the VM than the order carried."),
+    "identity-changed": Code(409, 6, "The host is not who it was", "Its key or machine id differs from what was pinned; it is read only."),
+    "unknown-command": Code(409, 6, "The agent is too old", "It does not know this order."),
+}  # fmt: skip
+
+
+def code_of(name: str) -> Code:
+    """The entry of a code; an unknown one is a fault of ours and says so."""
+    return CODES.get(name, CODES["internal-error"])

@@ -1,0 +1,154 @@
+"""The state of everything, folded from the log: the same fold serves the present, the past and every read model.
+
+Must not read or write anything; `apply` is the only way in and takes facts in log order.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TypeVar
+
+from msgspec.structs import replace
+
+import vmorch.core.operations  # noqa: F401  registers every operation's facts before the first is read
+from vmorch.core.aggregates.host import Host, HostEvent, HostInvited, HostRetired
+from vmorch.core.aggregates.image import Image, ImageAdded, ImageEvent, ImageRemoved
+from vmorch.core.aggregates.token import Token, TokenCreated, TokenEvent, TokenRevoked
+from vmorch.core.aggregates.vm import Operation, Vm, VmCreated, VmDeleted, VmEvent
+from vmorch.core.codec import Fact, unpack_event
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import HostId, ImageId, OperationId, Position, Stream, VmId, split_stream
+from vmorch.core.messages import Event
+from vmorch.core.operation import Change
+from vmorch.core.operations.rename import VmRenamed
+from vmorch.core.records import NameClaim
+
+T = TypeVar("T", Vm, Host, Image, Token)
+
+
+class Fleet:
+    """All VMs, hosts, images and tokens as of `position`. States are immutable; only the tables change."""
+
+    def __init__(self) -> None:
+        self.position = Position(0)
+        self.recorded_at: datetime | None = None
+        self.vms: dict[VmId, Vm] = {}
+        self.hosts: dict[HostId, Host] = {}
+        self.images: dict[ImageId, Image] = {}
+        self.tokens: dict[str, Token] = {}
+        self.versions: dict[Stream, int] = {}
+        self.operations: dict[OperationId, VmId] = {}
+
+    def apply(self, fact: Fact) -> None:
+        """Take the next fact. Facts of kinds that no aggregate knows only move the position on."""
+        _, id = split_stream(fact.stream)
+        at, version, event = fact.recorded_at, fact.version, fact.event
+        if isinstance(event, VmEvent):
+            vm = self.vms.get(VmId(id)) or Vm(id=VmId(id))
+            after = replace(event.apply(vm, at), version=version)
+            self.vms[vm.id] = after
+            if after.active is not None and after.active != vm.active:
+                self.operations[after.active] = vm.id
+        elif isinstance(event, HostEvent):
+            host = self.hosts.get(HostId(id)) or Host(id=HostId(id), name="")
+            self.hosts[host.id] = replace(event.apply(host, at), version=version)
+        elif isinstance(event, ImageEvent):
+            image = self.images.get(ImageId(id)) or Image(id=ImageId(id))
+            self.images[image.id] = replace(event.apply(image, at), version=version)
+        elif isinstance(event, TokenEvent):
+            token = self.tokens.get(id) or Token(id=id)
+            self.tokens[id] = replace(event.apply(token, at), version=version)
+        self.skip(fact.stream, version, fact.position, at)
+
+    def skip(self, stream: Stream, version: int, position: Position, at: datetime) -> None:
+        """Move on past an event without looking into it."""
+        self.versions[stream] = version
+        self.position = position
+        self.recorded_at = at
+
+    def version(self, stream: Stream) -> int:
+        """The version of a stream; 0 if it does not exist."""
+        return self.versions.get(stream, 0)
+
+    def copy(self) -> "Fleet":
+        """The fleet at this moment, unaffected by later facts."""
+        other = Fleet()
+        other.position, other.recorded_at = self.position, self.recorded_at
+        other.vms, other.hosts = dict(self.vms), dict(self.hosts)
+        other.images, other.tokens = dict(self.images), dict(self.tokens)
+        other.versions, other.operations = dict(self.versions), dict(self.operations)
+        return other
+
+    def operation(self, id: OperationId) -> tuple[Vm, Operation] | None:
+        """An operation that a VM's state still remembers, with its VM."""
+        vm = self.vms.get(self.operations.get(id, VmId("")))
+        found = None if vm is None else vm.operations.get(id)
+        return None if vm is None or found is None else (vm, found)
+
+    def find_vm(self, name: str) -> Vm:
+        """The VM of this name, id or unique id prefix. Raises Rejected `no-such-vm` or `ambiguous-name`."""
+        living = [vm for vm in self.vms.values() if vm.deleted_at is None and vm.spec is not None]
+        return _find("vm", name, living)
+
+    def find_host(self, name: str) -> Host:
+        """The host of this name, id or unique id prefix. Raises Rejected `no-such-host` or `ambiguous-name`."""
+        return _find("host", name, [host for host in self.hosts.values() if not host.retired])
+
+    def find_image(self, name: str) -> Image:
+        """The image of this name, digest, id or unique prefix of an id or digest. Raises Rejected."""
+        living = [image for image in self.images.values() if not image.removed]
+        by_digest = [image for image in living if image.pin and image.pin.digest == name.removeprefix("sha256:")]
+        return by_digest[0] if by_digest else _find("image", name, living)
+
+    def find_token(self, name: str) -> Token:
+        """The token of this name or id. Raises Rejected `no-such-token`."""
+        return _find("token", name, [token for token in self.tokens.values() if not token.revoked])
+
+
+def names_touched(fleet: Fleet, changes: Iterable[Change]) -> tuple[tuple[NameClaim, ...], tuple[NameClaim, ...]]:
+    """The names that changes take and give up, as (claims, releases) for one append."""
+    claims: list[NameClaim] = []
+    releases: list[NameClaim] = []
+    for each in changes:
+        event = unpack_event(each.event)
+        taken = _name_taken(event)
+        if taken is not None:
+            claims.append(NameClaim(scope=_scope(each.stream), name=taken, stream=each.stream))
+        held = _name_held(fleet, each.stream)
+        if held and isinstance(event, VmDeleted | VmRenamed | HostRetired | ImageRemoved | TokenRevoked):
+            releases.append(NameClaim(scope=_scope(each.stream), name=held, stream=each.stream))
+    return tuple(claims), tuple(releases)
+
+
+def _name_taken(event: Event) -> str | None:
+    if isinstance(event, VmCreated | VmRenamed | HostInvited | ImageAdded | TokenCreated):
+        return event.name
+    return None
+
+
+def _name_held(fleet: Fleet, stream: Stream) -> str:
+    kind, id = split_stream(stream)
+    held: Vm | Host | Image | Token | None = None
+    match kind:
+        case "vm":
+            held = fleet.vms.get(VmId(id))
+        case "host":
+            held = fleet.hosts.get(HostId(id))
+        case "image":
+            held = fleet.images.get(ImageId(id))
+        case "token":
+            held = fleet.tokens.get(id)
+    return "" if held is None else held.name
+
+
+def _scope(stream: Stream) -> str:
+    return split_stream(stream)[0]
+
+
+def _find(kind: str, name: str, among: Iterable[T]) -> T:
+    exact = [each for each in among if name in (each.name, each.id)]
+    found = exact or [each for each in among if len(name) >= 4 and each.id.startswith(name)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Rejected("ambiguous-name", f"{name!r} matches {len(found)} {kind}s", facts={"ids": [x.id for x in found]})
+    raise Rejected(f"no-such-{kind}", f"no {kind} is called {name!r}", hint=f"vmorch {kind} list")

@@ -1,0 +1,178 @@
+"""The vocabulary between the control plane and an agent: what a libvirt host can be told.
+
+Each command names an absolute target and is safe to carry out twice. Must not say how: paths, XML and
+libvirt calls are the agent's. Answers carry what was observed, so that state comes from looking.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from vmorch.core.ids import MiB, VmId
+from vmorch.core.messages import HostCommand, message
+from vmorch.core.spec import DiskSpec, ImagePin, NicSpec, ReadySpec, SeedSpec, VmSpec
+
+Power = Literal["absent", "off", "running", "paused", "crashed", "unknown"]
+"""What a host sees of a domain. `absent`: libvirt knows no such domain; `unknown`: nobody can see it now."""
+
+
+class Observed(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A domain as its host saw it at one moment. Figures are those in force now, not those configured."""
+
+    power: Power
+    reason: str = ""
+    vcpus: int = 0
+    memory: MiB = MiB(0)
+    addresses: tuple[str, ...] = ()
+
+
+class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="done"):
+    """The target is reached. `already`: it was so before the command came."""
+
+    observed: Observed | None = None
+    already: bool = False
+
+
+class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="failed"):
+    """The target is not reached. `message` holds libvirt's or the system's own words.
+
+    `interrupted` as code: the agent stopped in the middle and, by looking, found the effect not there; the
+    same step may be sent again under a new id.
+    """
+
+    code: str
+    message: str
+    observed: Observed | None = None
+
+
+Answer = Done | Failed
+
+
+class DomainCommand(HostCommand, frozen=True, kw_only=True):
+    """A command about one VM's domain, disks or seed: runs in that VM's lane."""
+
+    vm: VmId
+
+    @property
+    def lane(self) -> str:
+        return f"vm/{self.vm}"
+
+
+@message("host.fetch-image")
+class FetchImage(HostCommand, frozen=True, kw_only=True):
+    """The image's bytes are in the host's cache, verified against the digest."""
+
+    label = "image"
+    image: ImagePin
+    path: Annotated[str, Meta(pattern=r"^/v1/images/[0-9a-f]{64}/content$")]
+    """Where on the control plane's HTTP address the bytes are."""
+
+    @property
+    def lane(self) -> str:
+        return f"image/{self.image.digest}"
+
+
+@message("host.create-disk")
+class CreateDisk(DomainCommand, frozen=True, kw_only=True):
+    """The VM's disk exists: a qcow2 overlay on its image, or empty. An existing one is left as it is."""
+
+    label = "disk"
+    disk: DiskSpec
+
+
+@message("host.delete-disk")
+class DeleteDisk(DomainCommand, frozen=True, kw_only=True):
+    """The VM's disk of that name is gone from that storage. Files the agent did not make stay."""
+
+    label = "delete disk"
+    disk: DiskSpec
+
+
+@message("host.write-seed")
+class WriteSeed(DomainCommand, frozen=True, kw_only=True):
+    """The VM's NoCloud seed holds exactly this. `instance` changes when cloud-init shall run again."""
+
+    label = "seed"
+    seed: SeedSpec
+    nics: tuple[NicSpec, ...]
+    instance: str
+
+
+@message("host.delete-seed")
+class DeleteSeed(DomainCommand, frozen=True, kw_only=True):
+    """The VM has no seed."""
+
+    label = "delete seed"
+
+
+@message("host.define-domain")
+class DefineDomain(DomainCommand, frozen=True, kw_only=True):
+    """The host's persistent configuration of the domain is this; a running one is not touched."""
+
+    label = "define"
+    spec: VmSpec
+
+
+@message("host.undefine-domain")
+class UndefineDomain(DomainCommand, frozen=True, kw_only=True):
+    """The host has no persistent configuration of the domain."""
+
+    label = "undefine"
+
+
+@message("host.start-domain")
+class StartDomain(DomainCommand, frozen=True, kw_only=True):
+    """The domain runs."""
+
+    label = "start"
+
+
+@message("host.stop-domain")
+class StopDomain(DomainCommand, frozen=True, kw_only=True):
+    """The domain is off. The guest is asked first and has `grace` seconds; then, if `force`, it is cut.
+
+    Fails with `guest-did-not-stop` when it still runs and force was not asked. `grace` 0 with force cuts at once.
+    """
+
+    label = "stop"
+    grace: float
+    force: bool
+
+
+@message("host.suspend-domain")
+class SuspendDomain(DomainCommand, frozen=True, kw_only=True):
+    """The domain's vCPUs are halted, its memory kept."""
+
+    label = "pause"
+
+
+@message("host.resume-domain")
+class ResumeDomain(DomainCommand, frozen=True, kw_only=True):
+    """The domain's vCPUs run again."""
+
+    label = "resume"
+
+
+@message("host.set-vcpus")
+class SetVcpus(DomainCommand, frozen=True, kw_only=True):
+    """The running domain has this many vCPUs. Never fewer than now: removal is not safe on a live guest."""
+
+    label = "vcpus"
+    vcpus: int
+
+
+@message("host.set-memory")
+class SetMemory(DomainCommand, frozen=True, kw_only=True):
+    """The running domain's balloon target is this."""
+
+    label = "memory"
+    memory: MiB
+
+
+@message("host.await-ready")
+class AwaitReady(DomainCommand, frozen=True, kw_only=True):
+    """The guest is up by its own word. Fails with `not-ready` when its time is over."""
+
+    label = "ready"
+    ready: ReadySpec
+    nics: tuple[NicSpec, ...]

@@ -1,0 +1,160 @@
+"""Choose a host for a VM: filters say who cannot, scores say who should, and both say why.
+
+The rules are a table, so that the reason shown is the rule that decided. Must not reserve anything.
+"""
+
+from collections.abc import Callable, Mapping
+
+from msgspec import Struct
+
+from vmorch.core.aggregates.host import Host, Reservation
+from vmorch.core.aggregates.vm import Vm
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import HostId
+from vmorch.core.planning.view import ClusterView
+from vmorch.core.spec import VmSpec
+
+
+class Verdict(Struct, frozen=True, kw_only=True):
+    """What placement thinks of one host: why it cannot (`against`) or how well it would (`score`, 0 to 100)."""
+
+    host: HostId
+    name: str
+    against: str = ""
+    score: float = 0.0
+    why: str = ""
+
+
+class Placement(Struct, frozen=True, kw_only=True):
+    """The chosen host and the verdict on every host, best first."""
+
+    host: Host
+    verdicts: tuple[Verdict, ...]
+
+    def summary(self) -> dict[str, str]:
+        """Host name -> reason, to be kept with the decision."""
+        return {each.name: each.against or f"score {each.score:.0f}: {each.why}" for each in self.verdicts}
+
+
+class _Question(Struct, frozen=True, kw_only=True):
+    spec: VmSpec
+    labels: Mapping[str, str]
+    host: Host
+    neighbours: tuple[Vm, ...]
+
+
+def place(view: ClusterView, spec: VmSpec, labels: Mapping[str, str]) -> Placement:
+    """The best host for a VM of this spec and these labels. Deterministic: ties go to the host's name.
+
+    Raises Rejected `no-host-fits` with the reason of every host.
+    """
+    verdicts: list[tuple[Verdict, Host]] = []
+    for host in view.hosts:
+        question = _Question(spec=spec, labels=labels, host=host, neighbours=view.vms_on.get(host.id, ()))
+        verdicts.append((_judge(question), host))
+    verdicts.sort(key=lambda pair: (bool(pair[0].against), -pair[0].score, pair[0].name))
+    if not verdicts or verdicts[0][0].against:
+        facts = {verdict.name: verdict.against for verdict, _ in verdicts}
+        raise Rejected(
+            "no-host-fits",
+            f"none of {len(verdicts)} hosts can take the VM" if verdicts else "the cluster has no hosts",
+            hint="vmorch host list" if verdicts else "vmorch host enroll NAME",
+            facts=facts,
+        )
+    return Placement(host=verdicts[0][1], verdicts=tuple(verdict for verdict, _ in verdicts))
+
+
+def _judge(question: _Question) -> Verdict:
+    host = question.host
+    for rule in FILTERS:
+        against = rule(question)
+        if against:
+            return Verdict(host=host.id, name=host.name, against=against)
+    score, why = _score(question)
+    return Verdict(host=host.id, name=host.name, score=score, why=why)
+
+
+def _agent(question: _Question) -> str:
+    match question.host.agent:
+        case "connected":
+            return ""
+        case "invited":
+            return "not enrolled yet"
+        case _:
+            return "agent unreachable"
+
+
+def _cordon(question: _Question) -> str:
+    reason = question.host.cordoned
+    if reason is None:
+        return ""
+    return f"cordoned ({reason})" if reason else "cordoned"
+
+
+def _named(question: _Question) -> str:
+    wanted = question.spec.placing.host
+    return f"not {wanted}, which was asked for" if wanted and question.host.name != wanted else ""
+
+
+def _host_labels(question: _Question) -> str:
+    lacking = [
+        f"{key}={value}"
+        for key, value in question.spec.placing.host_labels.items()
+        if question.host.labels.get(key) != value
+    ]
+    return f"lacks label {', '.join(lacking)}" if lacking else ""
+
+
+def _networks(question: _Question) -> str:
+    facts = question.host.facts
+    have = facts.networks if facts else ()
+    lacking = sorted({nic.network for nic in question.spec.nics if nic.network and nic.network not in have})
+    return f"has no network {', '.join(lacking)}" if lacking else ""
+
+
+def _capacity(question: _Question) -> str:
+    return question.host.shortfall(Reservation.of(question.spec))
+
+
+def _keeps_away(question: _Question) -> str:
+    mine = question.spec.placing.away_from
+    for vm in question.neighbours:
+        theirs = vm.spec.placing.away_from if vm.spec else {}
+        if _matches(mine, vm.labels) or _matches(theirs, question.labels):
+            return f"must keep away from {vm.name}"
+    return ""
+
+
+def _matches(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
+    return bool(wanted) and all(labels.get(key) == value for key, value in wanted.items())
+
+
+FILTERS: tuple[Callable[[_Question], str], ...] = (
+    _agent,
+    _cordon,
+    _named,
+    _host_labels,
+    _networks,
+    _keeps_away,
+    _capacity,
+)
+"""In this order: the first that objects gives the reason that people see."""
+
+
+def _score(question: _Question) -> tuple[float, str]:
+    """0 to 100: the fraction left of the scarcest of memory, vCPUs and local disk once the VM is there."""
+    host = question.host
+    asked = Reservation.of(question.spec)
+    total, promised = host.total(), host.promised()
+    left = {
+        "memory": _left(total.memory, promised.memory + asked.memory),
+        "vCPUs": _left(total.vcpus, promised.vcpus + asked.vcpus),
+    }
+    if asked.local_gib:
+        left["local disk"] = _left(total.local_gib, promised.local_gib + asked.local_gib)
+    scarcest = min(left, key=lambda resource: (left[resource], resource))
+    return 100 * left[scarcest], f"{left[scarcest]:.0%} of {scarcest} left"
+
+
+def _left(total: float, used: float) -> float:
+    return max(0.0, 1 - used / total) if total else 0.0

@@ -1,0 +1,31 @@
+"""What a planner may know: hosts and VMs at one log position, nothing that changes while it thinks."""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from vmorch.core.aggregates.host import Host
+from vmorch.core.aggregates.vm import Vm
+from vmorch.core.fleet import Fleet
+from vmorch.core.ids import HostId, Position
+
+
+class ClusterView(Struct, frozen=True, kw_only=True):
+    """The cluster as of `position`."""
+
+    position: Position
+    hosts: tuple[Host, ...]
+    vms_on: Mapping[HostId, tuple[Vm, ...]]
+
+
+def view_of(fleet: Fleet) -> ClusterView:
+    """The part of the fleet that planners decide on: living VMs and hosts that are not retired."""
+    by_host: dict[HostId, list[Vm]] = {}
+    for vm in fleet.vms.values():
+        if vm.host is not None and vm.deleted_at is None:
+            by_host.setdefault(vm.host, []).append(vm)
+    return ClusterView(
+        position=fleet.position,
+        hosts=tuple(host for host in fleet.hosts.values() if not host.retired),
+        vms_on={host: tuple(vms) for host, vms in by_host.items()},
+    )

@@ -1,0 +1,329 @@
+"""What people and programs read about things: one shape each, computed from the fleet.
+
+The API, the read models and the past all show these, so that they cannot differ. Additive within v1.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from msgspec import Struct
+
+from vmorch.core.aggregates.host import Capacity, Host
+from vmorch.core.aggregates.image import Image
+from vmorch.core.aggregates.token import Token
+from vmorch.core.aggregates.vm import Operation, Vm
+from vmorch.core.codec import Fact
+from vmorch.core.fleet import Fleet
+from vmorch.core.ids import split_stream
+from vmorch.core.spec import HostFacts, VmSpec
+
+
+class Pending(Struct, frozen=True, kw_only=True):
+    """A figure that was asked for but is not in force before the next start."""
+
+    live: int
+    asked: int
+
+
+class DriftResource(Struct, frozen=True, kw_only=True):
+    """A difference between the log and the host."""
+
+    field: str
+    recorded: str
+    seen: str
+
+
+class VmResource(Struct, frozen=True, kw_only=True):
+    """A VM as people see it. `state` is the operation's verb in progress, or else the power last seen."""
+
+    id: str
+    name: str
+    state: str
+    power: str
+    power_reason: str
+    host: str | None
+    host_reachable: bool
+    vcpus: int
+    memory: int
+    disk: int
+    addresses: tuple[str, ...]
+    labels: Mapping[str, str]
+    image: str | None
+    pending: Mapping[str, Pending]
+    drift: tuple[DriftResource, ...]
+    operation: str | None
+    epoch: int
+    version: int
+    created_at: datetime | None
+    observed_at: datetime | None
+    spec: VmSpec
+
+
+class StepResource(Struct, frozen=True, kw_only=True):
+    """One step of an operation: `state` is waiting, running, done, failed, undoing or undone."""
+
+    index: int
+    label: str
+    host: str
+    state: str
+
+
+class OperationResource(Struct, frozen=True, kw_only=True):
+    """An operation as people see it. `state` is running, cancelling, undoing or its outcome."""
+
+    id: str
+    verb: str
+    vm: str
+    vm_name: str
+    state: str
+    code: str
+    message: str
+    actor: str
+    reason: str
+    arguments: Mapping[str, Any]
+    steps: tuple[StepResource, ...]
+    started_at: datetime
+    ended_at: datetime | None
+
+
+class HostResource(Struct, frozen=True, kw_only=True):
+    """A host as people see it. `state` is invited, active, cordoned, unreachable or retired."""
+
+    id: str
+    name: str
+    state: str
+    agent: str
+    since: datetime | None
+    cordoned: str | None
+    vms: int
+    total: Capacity
+    promised: Capacity
+    labels: Mapping[str, str]
+    overcommit: Mapping[str, float]
+    unmanaged: tuple[str, ...]
+    facts: HostFacts | None
+    version: int
+
+
+class ImageResource(Struct, frozen=True, kw_only=True):
+    """An image as people see it. Sizes in bytes."""
+
+    id: str
+    name: str
+    digest: str
+    format: str
+    size: int
+    virtual_size: int
+    source: str
+    added_at: datetime | None
+    version: int
+
+
+class TokenResource(Struct, frozen=True, kw_only=True):
+    """A token as people see it; nobody can see its secret again."""
+
+    id: str
+    name: str
+    role: str
+    created_at: datetime | None
+    expires: datetime | None
+    revoked: bool
+
+
+class EventResource(Struct, frozen=True, kw_only=True):
+    """An event as people see it."""
+
+    position: int
+    time: datetime
+    kind: str
+    schema: int
+    subject: str
+    subject_name: str
+    version: int
+    actor: str
+    reason: str
+    operation: str | None
+    causation: int | None
+    correlation: str | None
+    request: str | None
+    data: Any
+
+
+def vm_resource(fleet: Fleet, vm: Vm) -> VmResource:
+    """A VM of the fleet, which must have been created."""
+    assert vm.spec is not None
+    host = None if vm.host is None else fleet.hosts.get(vm.host)
+    images = {image.pin.digest: image.name for image in fleet.images.values() if image.pin and not image.removed}
+    digest = next((disk.image.digest for disk in vm.spec.disks if disk.image), None)
+    reachable = host is not None and host.agent == "connected"
+    active = vm.operations.get(vm.active) if vm.active else None
+    return VmResource(
+        id=vm.id,
+        name=vm.name,
+        state=_vm_state(vm, active, reachable),
+        power=vm.power,
+        power_reason=vm.power_reason,
+        host=None if host is None else host.name,
+        host_reachable=reachable,
+        vcpus=vm.spec.vcpus,
+        memory=vm.spec.memory,
+        disk=vm.spec.disk_gib,
+        addresses=vm.addresses,
+        labels=vm.labels,
+        image=None if digest is None else images.get(digest, digest),
+        pending={field: Pending(live=live, asked=asked) for field, (live, asked) in vm.pending().items()},
+        drift=tuple(DriftResource(field=d.field, recorded=d.recorded, seen=d.seen) for d in vm.drift),
+        operation=vm.active,
+        epoch=vm.epoch,
+        version=vm.version,
+        created_at=vm.created_at,
+        observed_at=vm.observed_at,
+        spec=vm.spec,
+    )
+
+
+DOING = {
+    "create": "creating",
+    "start": "starting",
+    "stop": "stopping",
+    "reboot": "rebooting",
+    "pause": "pausing",
+    "resume": "resuming",
+    "delete": "deleting",
+    "resize": "resizing",
+}
+
+
+def _vm_state(vm: Vm, active: Operation | None, reachable: bool) -> str:
+    if vm.deleted_at is not None:
+        return "deleted"
+    if active is not None:
+        return DOING.get(active.verb, active.verb)
+    return vm.power if reachable or vm.power == "off" else "unknown"
+
+
+def operation_resource(fleet: Fleet, vm: Vm, operation: Operation) -> OperationResource:
+    """An operation of a VM."""
+    progress = operation.progress
+    state: str = operation.outcome or "running"
+    if operation.outcome is None and progress.failed is not None:
+        state = "undoing"
+    elif operation.outcome is None and progress.cancel:
+        state = "cancelling"
+    steps = []
+    for index, each in enumerate(operation.steps):
+        host = fleet.hosts.get(each.host)
+        steps.append(
+            StepResource(
+                index=index,
+                label=each.label,
+                host=each.host if host is None else host.name,
+                state=_step_state(operation, index),
+            )
+        )
+    return OperationResource(
+        id=operation.id,
+        verb=operation.verb,
+        vm=vm.id,
+        vm_name=vm.name,
+        state=state,
+        code=operation.code or (progress.failed.code if progress.failed else ""),
+        message=operation.message or (progress.failed.message if progress.failed else ""),
+        actor=operation.actor,
+        reason=operation.reason,
+        arguments=operation.arguments,
+        steps=tuple(steps),
+        started_at=operation.started_at,
+        ended_at=operation.ended_at,
+    )
+
+
+def _step_state(operation: Operation, index: int) -> str:
+    progress = operation.progress
+    if index in progress.undone:
+        return "undone"
+    if index < progress.done:
+        return "done"
+    if index == progress.done and progress.failed is not None:
+        return "failed"
+    if index == progress.done and operation.outcome is None:
+        return "running"
+    return "waiting"
+
+
+def host_resource(fleet: Fleet, host: Host) -> HostResource:
+    """A host of the fleet."""
+    state: str = host.agent
+    if host.retired:
+        state = "retired"
+    elif host.agent == "connected":
+        state = "active" if host.cordoned is None else "cordoned"
+    return HostResource(
+        id=host.id,
+        name=host.name,
+        state=state,
+        agent=host.agent,
+        since=host.since,
+        cordoned=host.cordoned,
+        vms=len(host.reservations),
+        total=host.total(),
+        promised=host.promised(),
+        labels=host.labels,
+        overcommit={
+            "cpu": host.overcommit.cpu,
+            "memory": host.overcommit.memory,
+            "disk": host.overcommit.disk,
+        },
+        unmanaged=host.unmanaged,
+        facts=host.facts,
+        version=host.version,
+    )
+
+
+def image_resource(image: Image) -> ImageResource:
+    """An image, which must have been added."""
+    assert image.pin is not None
+    return ImageResource(
+        id=image.id,
+        name=image.name,
+        digest=image.pin.digest,
+        format=image.pin.format,
+        size=image.pin.size,
+        virtual_size=image.pin.virtual_size,
+        source=image.source,
+        added_at=image.added_at,
+        version=image.version,
+    )
+
+
+def token_resource(token: Token) -> TokenResource:
+    """A token without anything secret."""
+    return TokenResource(
+        id=token.id,
+        name=token.name,
+        role=token.role,
+        created_at=token.created_at,
+        expires=token.expires,
+        revoked=token.revoked,
+    )
+
+
+def event_resource(fact: Fact, data: Any, subject_name: str) -> EventResource:
+    """A recorded event with its fields as plain data."""
+    return EventResource(
+        position=fact.position,
+        time=fact.recorded_at,
+        kind=fact.event.kind,
+        schema=fact.event.schema,
+        subject=fact.stream,
+        subject_name=subject_name or split_stream(fact.stream)[1],
+        version=fact.version,
+        actor=fact.meta.actor,
+        reason=fact.meta.reason,
+        operation=fact.meta.operation,
+        causation=fact.meta.causation,
+        correlation=fact.meta.correlation,
+        request=fact.meta.request,
+        data=data,
+    )

@@ -1,0 +1,126 @@
+"""What an operator asks for and what a host is: values only, with their limits in their types.
+
+Decoding one of these from outside is the whole validation of its fields; anything that needs a second
+look (does the image exist? does it fit?) belongs to a decision. Must not know about events or hosts' state.
+"""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from vmorch.core.ids import Digest, GiB, MiB
+
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
+LABEL_KEY_PATTERN = r"^[a-z0-9]([a-z0-9./_-]{0,61}[a-z0-9])?$"
+CIDR_PATTERN = r"^[0-9a-fA-F.:]{2,45}/[0-9]{1,3}$"
+ADDRESS_PATTERN = r"^[0-9a-fA-F.:]{2,45}$"
+MAC_PATTERN = r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$"
+NETWORK_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+HTTP_PATH_PATTERN = r"^/[!-~]{0,255}$"
+
+Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="1 to 63 of a-z, 0-9 and -, a DNS label")]
+LabelKey = Annotated[str, Meta(pattern=LABEL_KEY_PATTERN)]
+LabelValue = Annotated[str, Meta(max_length=63, pattern=r"^[A-Za-z0-9._/-]*$")]
+Labels = Annotated[dict[LabelKey, LabelValue], Meta(max_length=32)]
+Vcpus = Annotated[int, Meta(ge=1, le=512, description="virtual CPUs")]
+MemoryMiB = Annotated[MiB, Meta(ge=16, le=16 * 1024 * 1024, description="memory in MiB")]
+DiskGiB = Annotated[GiB, Meta(ge=1, le=64 * 1024, description="size in GiB")]
+Sha256 = Annotated[Digest, Meta(pattern=r"^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal")]
+Graceful = Annotated[float, Meta(ge=0, le=3600, description="seconds")]
+
+ImageFormat = Literal["qcow2", "raw"]
+Storage = Literal["local", "shared"]
+
+
+class ImagePin(Struct, frozen=True, kw_only=True):
+    """An image as a decision saw it: bytes by digest, never by name."""
+
+    digest: Sha256
+    format: ImageFormat
+    size: int
+    virtual_size: int
+
+
+class DiskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A disk of the VM. With `image` it is an overlay on that image's bytes, else it starts empty."""
+
+    name: Annotated[str, Meta(pattern=r"^vd[a-z]$")]
+    size: DiskGiB
+    storage: Storage = "local"
+    image: ImagePin | None = None
+
+
+class NicSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A network card. Without `address` the guest asks DHCP; `network` empty means the host's default."""
+
+    mac: Annotated[str, Meta(pattern=MAC_PATTERN)]
+    network: Annotated[str, Meta(pattern=NETWORK_PATTERN)] | None = None
+    address: Annotated[str, Meta(pattern=CIDR_PATTERN)] | None = None
+    gateway: Annotated[str, Meta(pattern=ADDRESS_PATTERN)] | None = None
+    nameservers: Annotated[tuple[Annotated[str, Meta(pattern=ADDRESS_PATTERN)], ...], Meta(max_length=8)] = ()
+
+
+class SeedSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What cloud-init finds at first boot (NoCloud)."""
+
+    hostname: Name
+    ssh_keys: Annotated[tuple[Annotated[str, Meta(max_length=16384)], ...], Meta(max_length=64)] = ()
+    user_data: Annotated[str, Meta(max_length=256 * 1024)] = ""
+
+
+class ReadySpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """When a started VM counts as up.
+
+    `none`: as soon as it runs; `agent`: its guest agent answers; `http`: a GET of `path` on `port` answers
+    2xx; `tcp`: `port` accepts. `within` is the limit in seconds.
+    """
+
+    by: Literal["none", "agent", "http", "tcp"] = "agent"
+    port: Annotated[int, Meta(ge=1, le=65535)] = 80
+    path: Annotated[str, Meta(pattern=HTTP_PATH_PATTERN)] = "/"
+    within: Annotated[float, Meta(ge=1, le=3600)] = 180.0
+
+
+class Placing(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Where a VM may stand: on a named host, on hosts with these labels, away from VMs with these labels."""
+
+    host: Name | None = None
+    host_labels: Labels = {}
+    away_from: Labels = {}
+
+
+class VmSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A VM as asked for. `max_vcpus` and `max_memory` bound what can be changed while it runs."""
+
+    vcpus: Vcpus
+    max_vcpus: Vcpus
+    memory: MemoryMiB
+    max_memory: MemoryMiB
+    disks: Annotated[tuple[DiskSpec, ...], Meta(min_length=1, max_length=16)]
+    nics: Annotated[tuple[NicSpec, ...], Meta(max_length=8)] = ()
+    seed: SeedSpec | None = None
+    ready: ReadySpec = ReadySpec()
+    placing: Placing = Placing()
+
+    @property
+    def disk_gib(self) -> GiB:
+        """Space that the VM may come to fill, in GiB, over all storages."""
+        return GiB(sum(disk.size for disk in self.disks))
+
+
+class HostFacts(Struct, frozen=True, kw_only=True):
+    """What an agent says its host is. `accel` is what was proven to run a guest, not what is advertised."""
+
+    hostname: str
+    machine_id: str
+    cpus: int
+    memory: MiB
+    local_gib: GiB
+    shared_gib: GiB = GiB(0)
+    shared_id: str = ""
+    """Names the shared storage; hosts that report the same value see the same files."""
+    accel: Literal["kvm", "tcg", "simulated"] = "tcg"
+    libvirt: str = ""
+    qemu: str = ""
+    agent: str = ""
+    networks: tuple[str, ...] = ()

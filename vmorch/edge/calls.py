@@ -1,0 +1,98 @@
+"""One admitted request with everything its handler may use.
+
+Must not do anything: a handler is a function of this.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from msgspec import Struct
+from starlette.requests import Request
+from starlette.responses import Response
+
+from vmorch.core.aggregates.token import Role, Token
+from vmorch.core.fleet import Fleet
+from vmorch.core.ids import RequestId
+from vmorch.edge.fetch import Fetcher
+from vmorch.edge.images import ImageStore
+from vmorch.edge.limits import Buckets
+from vmorch.edge.ports import Bus, Control, ReadModels
+from vmorch.edge.settings import EdgeSettings
+from vmorch.engine.caller import Caller
+from vmorch.log.interface import Log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the API stands on."""
+
+    control: Control
+    models: ReadModels
+    log: Log
+    images: ImageStore
+    fetcher: Fetcher
+    settings: EdgeSettings
+    bus: Bus | None
+    now: Callable[[], datetime]
+    new_id: Callable[[], str]
+    stopping: asyncio.Event
+    """Set when the server shuts down: whoever streams without an end stops."""
+    enrolments: Buckets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """A request whose sender is known and may make it. `token` is None for hosts and for what anyone may ask."""
+
+    request: Request
+    request_id: RequestId
+    caller: Caller
+    token: Token | None
+    services: Services
+
+    @property
+    def fleet(self) -> Fleet:
+        """The live state."""
+        return self.services.control.fleet
+
+    def path(self, name: str) -> str:
+        """A part of the path."""
+        return str(self.request.path_params[name])
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+Access = Role | Literal["anyone", "host or operator"]
+"""Who may use a route: bearers of a role (or one that includes it), anyone at all, or an enrolled host as well."""
+
+
+class Parameter(Struct, frozen=True, kw_only=True):
+    """A query parameter: its JSON Schema and what it is for."""
+
+    name: str
+    about: str
+    schema: Mapping[str, Any]
+    repeats: bool = False
+
+
+class Route(Struct, frozen=True, kw_only=True):
+    """A line of the table of routes: where, who may, what answers, and how it is documented."""
+
+    method: Literal["GET", "POST", "PUT"]
+    path: str
+    access: Access
+    handler: Handler
+    summary: str
+    status: int = 200
+    answer: Mapping[str, Any] = {}
+    """JSON Schema of the answer's body."""
+    media_type: str = "application/json"
+    body: Any = None
+    """The type that the request's JSON body is decoded as."""
+    upload: bool = False
+    parameters: tuple[Parameter, ...] = ()
+    listed: bool = True
+    """False for routes that only give a better refusal."""

@@ -1,0 +1,98 @@
+"""The one door: every request is named, its sender known and allowed, and every outcome put into words here.
+
+Deny by default: a handler is reached only through a line of the table, and each line says who may.
+"""
+
+from collections.abc import Awaitable, Callable
+
+import structlog
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from vmorch.core.aggregates.token import RANK, Token
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import RequestId
+from vmorch.edge import identity, problems, requests
+from vmorch.edge.answers import POSITION_HEADER
+from vmorch.edge.calls import Access, Call, Route, Services
+from vmorch.engine.caller import Caller
+from vmorch.log.errors import LogError
+
+logger = structlog.get_logger(__name__)
+
+NOBODY = "anonymous"
+
+
+class Gate:
+    """Turns lines of the table into endpoints."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._bearers = identity.Bearers()
+
+    def endpoint(self, route: Route) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint of a route."""
+
+        async def answer(request: Request) -> Response:
+            return await self._answer(route, request)
+
+        return answer
+
+    async def _answer(self, route: Route, request: Request) -> Response:
+        id, actor = RequestId(self._services.new_id()), NOBODY
+        try:
+            id = requests.request_id(request, lambda: id)
+            call = self._admit(route.access, request, id)
+            actor = call.caller.actor
+            response = await route.handler(call)
+        except Rejected as refusal:
+            response = problems.response_of(refusal, id)
+        except LogError as error:
+            told = problems.refusal_of(error)
+            if told is None:
+                logger.exception("request failed", request=id, method=request.method, path=request.url.path)
+            response = problems.response_of(told or problems.fault(), id)
+        except ClientDisconnect:
+            logger.info("caller went away", request=id, path=request.url.path)
+            return Response(status_code=400)
+        except Exception:  # the boundary: whatever it is, the log has it and the caller is told where to look
+            logger.exception("request failed", request=id, method=request.method, path=request.url.path)
+            response = problems.response_of(problems.fault(), id)
+        self._mark(response, id)
+        note = logger.info if request.method != "GET" or response.status_code >= 400 else logger.debug
+        note(
+            "request",
+            request=id,
+            method=request.method,
+            path=request.url.path,
+            actor=actor,
+            status=response.status_code,
+        )
+        return response
+
+    def _admit(self, access: Access, request: Request, id: RequestId) -> Call:
+        token: Token | None = None
+        caller = Caller(actor=NOBODY, role="viewer", request=id)
+        fleet, now = self._services.control.fleet, self._services.now()
+        if access == "host or operator" and identity.signed_by_host(request):
+            host = identity.signing_host(request, fleet, now)
+            caller = Caller(actor=f"host:{host.name}", role="viewer", request=id)
+        elif access != "anyone":
+            token = self._bearers.token(fleet, identity.bearer(request), now)
+            needed = "operator" if access == "host or operator" else access
+            if needed not in RANK[token.role]:
+                raise Rejected("forbidden", f"{token.name} is {token.role}; this needs {needed}")
+            caller = Caller(
+                actor=token.name,
+                role=token.role,
+                reason=requests.reason(request),
+                request=id,
+                traceparent=requests.traceparent(request),
+            )
+        return Call(request=request, request_id=id, caller=caller, token=token, services=self._services)
+
+    def _mark(self, response: Response, id: RequestId) -> None:
+        response.headers[requests.REQUEST_HEADER] = id
+        response.headers.setdefault(POSITION_HEADER, str(self._services.control.fleet.position))
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")

@@ -1,0 +1,131 @@
+"""What the HTTP API needs of the rest, so that it can be read and tested without any of it.
+
+Must not hold logic. Refusals come as Rejected, the log's troubles as LogError.
+"""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Literal, Protocol
+
+from vmorch.core.aggregates.image import ImageAdded
+from vmorch.core.aggregates.token import Role
+from vmorch.core.aggregates.vm import VmCommand
+from vmorch.core.fleet import Fleet
+from vmorch.core.ids import HostId, OperationId, Position, Stream
+from vmorch.core.operations.create import CreateVm
+from vmorch.core.planning.admission import Admission
+from vmorch.engine.caller import Accepted, Caller
+from vmorch.views.filters import Filters
+
+Model = Literal["vms", "hosts", "images", "operations", "tokens"]
+HostVerb = Literal["cordon", "uncordon", "label", "overcommit", "retire"]
+
+
+class Enrolled(Protocol):
+    """What a host is told when it is admitted."""
+
+    @property
+    def host(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def cluster(self) -> str: ...
+    @property
+    def incarnation(self) -> str: ...
+    @property
+    def server_key(self) -> str: ...
+    @property
+    def nats_url(self) -> str: ...
+    @property
+    def credentials(self) -> str: ...
+
+
+class Control(Protocol):
+    """The commands of the control plane and its live state."""
+
+    @property
+    def fleet(self) -> Fleet:
+        """The state now; read only."""
+
+    async def create_vm(self, command: CreateVm, caller: Caller) -> Accepted: ...
+
+    async def plan_create(self, command: CreateVm, caller: Caller) -> Admission:
+        """What `create_vm` would do; nothing is appended."""
+
+    async def on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Accepted: ...
+
+    async def plan_on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Admission:
+        """What `on_vm` would do; nothing is appended."""
+
+    async def cancel(self, operation: OperationId, caller: Caller) -> Accepted: ...
+
+    async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
+        """The host's one-time token and when it expires."""
+
+    async def enrol_host(self, token: str, key: str, machine_id: str) -> Enrolled: ...
+
+    async def renew_host(self, id: HostId) -> str:
+        """New bus credentials for a host that has proven its key."""
+
+    async def on_host(self, ref: str, verb: HostVerb, arguments: dict[str, Any], caller: Caller) -> Accepted: ...
+
+    async def add_image(self, event: ImageAdded, caller: Caller) -> Accepted: ...
+
+    async def remove_image(self, ref: str, caller: Caller) -> Accepted: ...
+
+    async def create_token(
+        self, name: str, role: Role, expires: datetime | None, caller: Caller
+    ) -> tuple[Accepted, str]:
+        """The token's secret, told once."""
+
+    async def revoke_token(self, ref: str, caller: Caller) -> Accepted: ...
+
+    async def settled(self, position: Position, timeout: float) -> bool:
+        """Whether the read models reached `position` within `timeout` seconds."""
+
+    def changes(self) -> AsyncIterator[Position]:
+        """The fleet's position at once, and again whenever it has moved."""
+
+
+class Rows(Protocol):
+    """A page of a read model, as of `position`. Each doc is a JSON document."""
+
+    @property
+    def position(self) -> Position: ...
+    @property
+    def time(self) -> datetime | None: ...
+    @property
+    def docs(self) -> Sequence[bytes]: ...
+
+
+class ProjectionStatus(Protocol):
+    """How far read models are; `poisoned` names streams with an event that cannot be read."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def position(self) -> Position: ...
+    @property
+    def poisoned(self) -> Mapping[Stream, str]: ...
+
+
+class ReadModels(Protocol):
+    """The lists that people read, computed from the log."""
+
+    async def rows(self, model: Model, filters: Filters, limit: int, after: str | None = None) -> Rows:
+        """At most `limit` rows. `after` is the id of the last row of the page before."""
+
+    async def row(self, model: Model, id: str) -> bytes | None:
+        """One row's JSON document."""
+
+    async def status(self) -> Sequence[ProjectionStatus]: ...
+
+    async def rebuild(self) -> object:
+        """Drop every read model and compute it from the log again."""
+
+
+class Bus(Protocol):
+    """The link to the hosts, as far as its health goes."""
+
+    @property
+    def connected(self) -> bool: ...

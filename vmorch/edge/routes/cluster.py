@@ -1,0 +1,182 @@
+"""The cluster as a whole: is it there, how is it, what should somebody look at."""
+
+from collections import Counter
+from datetime import timedelta
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+from starlette.responses import Response
+
+from vmorch.core.fleet import Fleet
+from vmorch.core.resources import host_resource, vm_resource
+from vmorch.edge import answers
+from vmorch.edge.calls import Call, Services
+from vmorch.log.errors import LogUnavailable
+
+LAG = 1000
+"""Events that a read model may be behind before somebody should look."""
+EXPIRES_SOON = timedelta(days=7)
+
+
+class Check(Struct, frozen=True, kw_only=True):
+    """One thing that was looked at."""
+
+    check: str
+    state: Literal["ok", "warn", "fail"]
+    detail: str
+    hint: str = ""
+
+
+async def healthz(call: Call) -> Response:
+    return answers.document("Health", {"status": "ok", "version": call.services.settings.version})
+
+
+async def status(call: Call) -> Response:
+    services, fleet = call.services, call.fleet
+    head: int | None = None
+    lag: int | None = None
+    try:
+        head = await services.log.head()
+        lag = max((head - each.position for each in await services.models.status()), default=0)
+    except LogUnavailable:
+        # being without its database is something that a status must be able to say
+        pass
+    hosts = Counter(host_resource(fleet, host).state for host in fleet.hosts.values() if not host.retired)
+    living = [vm for vm in fleet.vms.values() if vm.deleted_at is None and vm.spec is not None]
+    fields = {
+        "asOf": answers.as_of(fleet),
+        "cluster": services.settings.cluster,
+        "version": services.settings.version,
+        "incarnation": services.log.incarnation,
+        "head": head,
+        "hosts": dict(hosts),
+        "vms": dict(Counter(vm_resource(fleet, vm).state for vm in living)),
+        "operations": sum(vm.active is not None for vm in living),
+        "projectionLag": lag,
+        "postgres": head is not None,
+        "nats": None if services.bus is None else services.bus.connected,
+    }
+    return answers.document("Status", fields, position=fleet.position)
+
+
+async def projections(call: Call) -> Response:
+    return answers.plain_listing("Projection", await call.services.models.status())
+
+
+async def rebuild(call: Call) -> Response:
+    done = await call.services.models.rebuild()
+    fields = {"projections": await call.services.models.status(), "rebuilt": msgspec.to_builtins(done)}
+    return answers.document("Rebuilt", fields)
+
+
+async def doctor(call: Call) -> Response:
+    services, fleet = call.services, call.fleet
+    checks = [
+        *await _log(services),
+        *_bus(services),
+        *_hosts(fleet),
+        *_vms(fleet),
+        _images(services),
+        *_tokens(call),
+    ]
+    return answers.plain_listing("Check", checks)
+
+
+async def _log(services: Services) -> list[Check]:
+    try:
+        head = await services.log.head()
+        projected = await services.models.status()
+    except LogUnavailable as error:
+        return [Check(check="log", state="fail", detail=str(error), hint="is Postgres running?")]
+    found = [Check(check="log", state="ok", detail=f"Postgres answers, head at {head}")]
+    live = head - services.control.fleet.position
+    found.append(
+        Check(check="live state", state="ok" if live < LAG else "warn", detail=f"{max(live, 0)} events behind")
+    )
+    for each in projected:
+        lag = max(head - each.position, 0)
+        poisoned = len(each.poisoned)
+        state: Literal["ok", "warn", "fail"] = "fail" if poisoned else "warn" if lag >= LAG else "ok"
+        detail = f"{lag} events behind" + (f", {poisoned} streams cannot be read" if poisoned else "")
+        hint = "vmorch projection status" if state != "ok" else ""
+        found.append(Check(check=f"projection {each.name}", state=state, detail=detail, hint=hint))
+    return found
+
+
+def _bus(services: Services) -> list[Check]:
+    if services.bus is None:
+        return []
+    if services.bus.connected:
+        return [Check(check="bus", state="ok", detail="NATS is connected")]
+    return [Check(check="bus", state="fail", detail="NATS is not connected", hint="is nats-server running?")]
+
+
+def _hosts(fleet: Fleet) -> list[Check]:
+    found = []
+    for host in fleet.hosts.values():
+        seen = host_resource(fleet, host)
+        since = f" since {host.since:%Y-%m-%d %H:%M:%S} UTC" if host.since else ""
+        if seen.state == "unreachable":
+            hint = f"on {host.name}: systemctl status vmorch-agent"
+            found.append(Check(check=f"host {host.name}", state="fail", detail=f"silent{since}", hint=hint))
+        elif seen.state == "invited":
+            detail = "invited but not enrolled"
+            found.append(Check(check=f"host {host.name}", state="warn", detail=detail))
+        elif not host.retired and host.unmanaged:
+            detail = f"{len(host.unmanaged)} domains that vmorch did not make"
+            hint = f"vmorch host describe {host.name}"
+            found.append(Check(check=f"host {host.name}", state="warn", detail=detail, hint=hint))
+    connected = sum(host.agent == "connected" for host in fleet.hosts.values() if not host.retired)
+    return [Check(check="hosts", state="ok" if connected else "warn", detail=f"{connected} connected"), *found]
+
+
+def _vms(fleet: Fleet) -> list[Check]:
+    found = []
+    for vm in fleet.vms.values():
+        if vm.deleted_at is not None or vm.spec is None:
+            continue
+        hint = f"vmorch vm describe {vm.name}"
+        last = next(reversed(vm.operations.values()), None)
+        if last is not None and last.outcome == "stuck":
+            detail = f"{last.verb} {last.id} is stuck: {last.message or last.code}"
+            found.append(Check(check=f"vm {vm.name}", state="fail", detail=detail, hint=hint))
+        if vm.drift:
+            fields = ", ".join(each.field for each in vm.drift)
+            detail = f"differs from the log on its host: {fields}"
+            found.append(Check(check=f"vm {vm.name}", state="warn", detail=detail, hint=hint))
+        if vm.active is None and vm.power in ("absent", "crashed") and vm.created_at is not None:
+            detail = f"{vm.power}: {vm.power_reason}" if vm.power_reason else str(vm.power)
+            found.append(Check(check=f"vm {vm.name}", state="fail", detail=detail, hint=hint))
+    return found
+
+
+def _images(services: Services) -> Check:
+    free, most = services.images.free(), services.settings.max_image_bytes
+    missing = [
+        image.name
+        for image in services.control.fleet.images.values()
+        if image.pin is not None and not image.removed and services.images.path(image.pin.digest) is None
+    ]
+    if missing:
+        detail = f"bytes are not on this server: {', '.join(sorted(missing)[:10])}"
+        return Check(check="images", state="fail", detail=detail, hint="bring them in again")
+    detail = f"{free // 1024**3} GiB free"
+    return Check(check="images", state="ok" if free >= min(most, 10 * 1024**3) else "warn", detail=detail)
+
+
+def _tokens(call: Call) -> list[Check]:
+    now = call.services.now()
+    return [
+        Check(
+            check=f"token {token.name}",
+            state="warn",
+            detail=f"expires {token.expires:%Y-%m-%d %H:%M} UTC",
+            hint="vmorch token create",
+        )
+        for token in call.fleet.tokens.values()
+        if token.valid(now) and token.expires is not None and token.expires - now < EXPIRES_SOON
+        # a token that was made for less than that is no surprise
+        and token.created_at is not None
+        and token.expires - token.created_at > EXPIRES_SOON
+    ]

@@ -1,0 +1,93 @@
+"""Hosts: how they are used, how they are invited, how they are admitted."""
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+from starlette.responses import Response
+
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import HostId
+from vmorch.core.resources import host_resource
+from vmorch.core.spec import Name
+from vmorch.edge import answers, requests
+from vmorch.edge.calls import Call, Handler
+from vmorch.edge.ports import HostVerb
+from vmorch.edge.routes.reading import page, settle
+from vmorch.engine.handle import ARGUMENTS
+
+
+class InviteHost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Let a host of this name enrol once."""
+
+    name: Name
+
+
+class EnrollHost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A host shows its one-time token; `key` is the nkey public key that it signs with from now on."""
+
+    token: Annotated[str, Meta(min_length=1, max_length=256)]
+    key: Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}$")]
+    machine_id: Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+async def list_hosts(call: Call) -> Response:
+    docs, at, next = await page(call, "hosts", "name", "state", "label")
+    return answers.listing("Host", docs, at, next)
+
+
+async def show_host(call: Call) -> Response:
+    requests.only(call.request, "minPosition")
+    await settle(call)
+    fleet = call.fleet
+    host = fleet.hosts.get(HostId(call.path("ref"))) or fleet.find_host(call.path("ref"))
+    return answers.single("Host", host_resource(fleet, host), answers.as_of(fleet))
+
+
+async def invite_host(call: Call) -> Response:
+    wanted = await requests.body(call.request, InviteHost)
+    receipt, token, expires = await call.services.control.invite_host(wanted.name, call.caller)
+    fields = {
+        "host": receipt.subject,
+        "name": receipt.name,
+        "token": token,
+        "expires": expires,
+        "position": receipt.position,
+    }
+    return answers.document("Invitation", fields, status=201, position=receipt.position)
+
+
+async def enroll_host(call: Call) -> Response:
+    peer = call.request.client
+    call.services.enrolments.take(peer.host if peer else "local")
+    wanted = await requests.body(call.request, EnrollHost, limit=4096)
+    enrolled = await call.services.control.enrol_host(wanted.token, wanted.key, wanted.machine_id)
+    fields = {
+        "host": enrolled.host,
+        "name": enrolled.name,
+        "cluster": enrolled.cluster,
+        "incarnation": enrolled.incarnation,
+        "server_key": enrolled.server_key,
+        "nats_url": enrolled.nats_url,
+        "credentials": enrolled.credentials,
+    }
+    return answers.document("Enrolment", fields)
+
+
+def on_host(verb: HostVerb) -> Handler:
+    """What answers the route of one verb."""
+
+    async def answer(call: Call) -> Response:
+        wanted = await requests.body(call.request, ARGUMENTS[verb])
+        arguments = {name: value for name, value in msgspec.to_builtins(wanted).items() if value is not None}
+        return answers.accepted(
+            await call.services.control.on_host(call.path("ref"), verb, arguments, call.caller)
+        )
+
+    return answer
+
+
+async def no_such_verb(call: Call) -> Response:
+    raise Rejected(
+        "no-such-verb", f"a host does not know {call.path('verb')!r}", facts={"verbs": sorted(ARGUMENTS)}
+    )

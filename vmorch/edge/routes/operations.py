@@ -1,0 +1,79 @@
+"""Operations: seen, watched, cancelled."""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+from starlette.responses import Response
+
+from vmorch.core.aggregates.vm import Operation
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import OperationId
+from vmorch.core.resources import operation_resource
+from vmorch.edge import answers, requests, streams
+from vmorch.edge.calls import Call, Services
+from vmorch.edge.routes.reading import page, settle
+
+
+async def list_operations(call: Call) -> Response:
+    docs, at, next = await page(call, "operations", "vm", "state", "verb", "actor", "active")
+    return answers.listing("Operation", docs, at, next)
+
+
+async def show_operation(call: Call) -> Response:
+    requests.only(call.request, "minPosition")
+    await settle(call)
+    fleet = call.fleet
+    doc = await _doc(call.services, OperationId(call.path("id")))
+    return answers.single("Operation", doc, answers.as_of(fleet))
+
+
+async def cancel_operation(call: Call) -> Response:
+    receipt = await call.services.control.cancel(OperationId(call.path("id")), call.caller)
+    return answers.accepted(receipt)
+
+
+async def watch_operation(call: Call) -> Response:
+    requests.only(call.request)
+    id = OperationId(call.path("id"))
+    doc = await _doc(call.services, id)
+    if call.fleet.operation(id) is None:
+        return streams.response(_once(doc))
+    return streams.response(_watch(call.services, id))
+
+
+async def _doc(services: Services, id: OperationId) -> bytes:
+    fleet = services.control.fleet
+    found = fleet.operation(id)
+    if found is not None:
+        return answers.encode(operation_resource(fleet, *found))
+    # a VM's state forgets its oldest operations; the read model does not
+    doc = await services.models.row("operations", id)
+    if doc is None:
+        raise Rejected("no-such-operation", f"no operation has the id {id}", hint="vmorch op list")
+    return doc
+
+
+async def _once(doc: bytes) -> AsyncIterator[bytes]:
+    yield streams.message(doc, event="operation")
+
+
+async def _watch(services: Services, id: OperationId) -> AsyncIterator[bytes]:
+    seen: Operation | None = None
+    moves = streams.lively(services.control.changes(), services.stopping, services.settings.keepalive)
+    async with aclosing(moves):
+        async for moved in moves:
+            if moved is None:
+                yield streams.KEEPALIVE
+            fleet = services.control.fleet
+            found = fleet.operation(id)
+            if found is None:
+                doc = await services.models.row("operations", id)
+                if doc is not None:
+                    yield streams.message(doc, event="operation")
+                return
+            if found[1] is not seen:
+                seen = found[1]
+                doc = answers.encode(operation_resource(fleet, *found))
+                yield streams.message(doc, event="operation")
+            if seen.outcome is not None:
+                return

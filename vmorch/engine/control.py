@@ -1,0 +1,112 @@
+"""The control plane as one object: commands of callers, admission of hosts, and the live state to watch.
+
+Composed once per server process. Must not contain decisions of its own.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
+
+from msgspec import Struct
+
+from vmorch.bus.bus import Bus, to_nobody, to_sending_host
+from vmorch.bus.credentials import ControlKeys, host_credentials
+from vmorch.core.aggregates.host import Host
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import HostId, Position
+from vmorch.engine.effects import Clock, Ids, Secrets
+from vmorch.engine.handle import Handler
+from vmorch.engine.liveness import Liveness
+from vmorch.engine.operations import Operations
+from vmorch.engine.recorder import Recorder
+from vmorch.engine.reports import Reports
+from vmorch.engine.world import World
+from vmorch.log.interface import Log
+from vmorch.views.projector import Projector
+from vmorch.wire import subjects
+
+LIFETIME = timedelta(hours=1)
+"""How long a host's bus credentials last."""
+
+
+class Enrolled(Struct, frozen=True, kw_only=True):
+    """What a host is told when it is admitted."""
+
+    host: HostId
+    name: str
+    cluster: str
+    incarnation: str
+    server_key: str
+    nats_url: str
+    credentials: str
+
+
+class Identity(Struct, frozen=True, kw_only=True):
+    """Who the control plane is towards its hosts."""
+
+    cluster: str
+    nats_url: str
+    keys: ControlKeys
+
+
+class Control(Handler):
+    """One control plane: its world, its commands and its two engines."""
+
+    def __init__(
+        self, log: Log, bus: Bus, projector: Projector, identity: Identity, clock: Clock, ids: Ids, secrets: Secrets
+    ) -> None:
+        self.world = World(log)
+        super().__init__(Recorder(self.world, clock), ids, secrets)
+        self.bus = bus
+        self.projector = projector
+        self.identity = identity
+        keys, cluster = identity.keys, identity.cluster
+        self.operations = Operations(self.recorder, bus, cluster, keys.server, log.incarnation)
+        self.reports = Reports(self.recorder, cluster, keys.server, log.incarnation, self._renewed)
+        self.liveness = Liveness(self.recorder, bus)
+
+    async def start(self) -> None:
+        """Know the whole log and listen to hosts."""
+        await self.world.load()
+        cluster = self.identity.cluster
+        await self.bus.serve(subjects.reports(cluster), self.reports.handle, reply_allowed=to_sending_host)
+        await self.bus.serve(subjects.heartbeats(cluster), self.liveness.handle, reply_allowed=to_nobody)
+
+    async def run(self) -> None:
+        """Follow the log, drive operations and judge silence, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.world.follow(), name="world")
+            group.create_task(self.operations.run(), name="operations")
+            group.create_task(self.liveness.run(), name="liveness")
+
+    async def enrol_host(self, token: str, key: str, machine_id: str) -> Enrolled:
+        """Admit the host that shows its one-time token. Raises Rejected `bad-token` or `token-expired`."""
+        host = await self.admit_host(token, key, machine_id)
+        return Enrolled(
+            host=host.id,
+            name=host.name,
+            cluster=self.identity.cluster,
+            incarnation=self.world.log.incarnation,
+            server_key=self.identity.keys.server.public,
+            nats_url=self.identity.nats_url,
+            credentials=self._renewed(host, self.recorder.clock.now()),
+        )
+
+    async def renew_host(self, id: HostId) -> str:
+        """New bus credentials for an enrolled host, which has proven its key. Raises Rejected `no-such-host`."""
+        host = self.fleet.hosts.get(id)
+        if host is None or host.retired or not host.key:
+            raise Rejected("no-such-host", f"no host has the id {id}")
+        return self._renewed(host, self.recorder.clock.now())
+
+    async def settled(self, position: Position, timeout: float) -> bool:
+        """Whether the read models show everything up to `position` within `timeout` seconds."""
+        return await self.projector.reached(position, timeout)
+
+    def changes(self) -> AsyncIterator[Position]:
+        """The position now, and again whenever it has moved."""
+        return self.world.changes()
+
+    def _renewed(self, host: Host, now: datetime) -> str:
+        keys = self.identity.keys
+        return host_credentials(keys, self.identity.cluster, host.id, host.key, now, LIFETIME)

@@ -1,0 +1,312 @@
+"""Commands of callers: decide on the world, append, answer. The same five lines for every noun.
+
+Must not wait for an operation; it runs from the log.
+"""
+
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from hashlib import sha256
+from typing import Any, Literal
+
+import msgspec
+
+from vmorch.core.aggregates import host as hosts
+from vmorch.core.aggregates import image as images
+from vmorch.core.aggregates import token as tokens
+from vmorch.core.aggregates import vm as vms
+from vmorch.core.aggregates.host import Host, Overcommit
+from vmorch.core.aggregates.image import ImageAdded
+from vmorch.core.aggregates.token import Role
+from vmorch.core.aggregates.vm import OperationStarted, VmCommand
+from vmorch.core.codec import Fact
+from vmorch.core.errors import Rejected
+from vmorch.core.fleet import Fleet
+from vmorch.core.ids import HostId, ImageId, OperationId, Stream, VmId, stream
+from vmorch.core.operation import Change, change
+from vmorch.core.operations.create import CreateVm
+from vmorch.core.planning.admission import Admission, Who, admit_create, admit_on_vm
+from vmorch.core.spec import LabelKey, Labels, Name
+from vmorch.engine.caller import Accepted, Caller
+from vmorch.engine.effects import Ids, Secrets
+from vmorch.engine.recorder import Recorder, fingerprint, subject_of
+
+INVITATION = timedelta(hours=1)
+"""How long an enrolment token is good for."""
+
+HostVerb = Literal["cordon", "uncordon", "label", "overcommit", "retire"]
+
+
+class LabelChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Labels to set and to remove; others stay."""
+
+    set: Labels = {}
+    remove: tuple[LabelKey, ...] = ()
+
+
+class CordonChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why the host is cordoned."""
+
+    reason: str = ""
+
+
+class OvercommitChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ratios to change; others stay."""
+
+    cpu: float | None = None
+    memory: float | None = None
+    disk: float | None = None
+
+
+class NoArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The verb takes none."""
+
+
+class Handler:
+    """What callers may ask for. Every method raises Rejected or LogUnavailable and leaves nothing half done."""
+
+    def __init__(self, recorder: Recorder, ids: Ids, secrets: Secrets) -> None:
+        self.recorder = recorder
+        self.ids = ids
+        self.secrets = secrets
+
+    @property
+    def fleet(self) -> Fleet:
+        """The live state; read only."""
+        return self.recorder.world.fleet
+
+    async def create_vm(self, command: CreateVm, caller: Caller) -> Accepted:
+        """Begin to create a VM where it fits best."""
+        vm, operation = VmId(self.ids()), OperationId(self.ids())
+        who = Who(actor=caller.actor, reason=caller.reason)
+        return await self._operate(
+            "vm",
+            caller,
+            fingerprint("create", command.name, command),
+            lambda: admit_create(self.fleet, command, vm=vm, operation=operation, who=who),
+            operation,
+        )
+
+    async def plan_create(self, command: CreateVm, caller: Caller) -> Admission:
+        """What `create_vm` would do now."""
+        who = Who(actor=caller.actor, reason=caller.reason)
+        return admit_create(
+            self.fleet, command, vm=VmId(self.ids()), operation=OperationId(self.ids()), who=who
+        )
+
+    async def on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Accepted:
+        """Begin a command on a VM that exists."""
+        operation = OperationId(self.ids())
+        return await self._operate(
+            "vm",
+            caller,
+            fingerprint(command.verb, ref, command),
+            lambda: self._admit(ref, command, operation, caller),
+            operation,
+        )
+
+    async def plan_on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Admission:
+        """What `on_vm` would do now."""
+        return self._admit(ref, command, OperationId(self.ids()), caller)
+
+    async def cancel(self, operation: OperationId, caller: Caller) -> Accepted:
+        """Ask an operation to stop and take back what it did."""
+        found = self.fleet.operation(operation)
+        if found is None:
+            raise Rejected("no-such-operation", f"no operation has the id {operation}", hint="vmorch op list")
+        vm = found[0]
+
+        def decide() -> list[Change]:
+            now = self.fleet.vms[vm.id]
+            return [change(stream("vm", vm.id), event) for event in vms.request_cancel(now, operation)]
+
+        return await self._simple(stream("vm", vm.id), vm.name, decide, caller, "cancel", operation, operation)
+
+    async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
+        """Let a host of this name enrol once. The token is told here and never again."""
+        _check_name(name)
+        token = f"vmh_{self.secrets()}"
+        expires = self.recorder.clock.now() + INVITATION
+        again = [host for host in self.fleet.hosts.values() if host.name == name and not host.retired]
+        if again and again[0].key:
+            raise Rejected("name-taken", f"a host called {name} is enrolled", hint=f"vmorch host retire {name}")
+        id = again[0].id if again else HostId(self.ids())
+        invited = hosts.HostInvited(name=name, token_hash=_hash(token), expires=expires)
+        accepted = await self._simple(
+            stream("host", id), name, lambda: [change(stream("host", id), invited)], caller, "invite", name, name
+        )
+        return accepted, token, expires
+
+    async def admit_host(self, token: str, key: str, machine_id: str) -> Host:
+        """Pin the key and machine id of the host that shows its one-time token."""
+        digest = _hash(token)
+        found = [host for host in self.fleet.hosts.values() if host.invitation == digest]
+        if not found:
+            raise Rejected("bad-token", "this enrolment token is not valid or was used before")
+        id = found[0].id
+
+        def decide() -> tuple[Iterable[Change], None]:
+            now = self.recorder.clock.now()
+            events = hosts.enrol(self.fleet.hosts[id], digest, key, machine_id, now)
+            return [change(stream("host", id), event) for event in events], None
+
+        await self.recorder.record(decide, lambda _: self.recorder.meta(actor=f"host:{found[0].name}"))
+        return self.fleet.hosts[id]
+
+    async def on_host(self, ref: str, verb: HostVerb, arguments: dict[str, Any], caller: Caller) -> Accepted:
+        """Change how a host is used. Raises Rejected `bad-request` for arguments that the verb does not know."""
+        id = self.fleet.find_host(ref).id
+        name = self.fleet.hosts[id].name
+        wanted = _arguments(verb, arguments)
+
+        def decide() -> list[Change]:
+            return [change(stream("host", id), event) for event in _on_host(self.fleet.hosts[id], verb, wanted)]
+
+        return await self._simple(stream("host", id), name, decide, caller, verb, ref, arguments)
+
+    async def add_image(self, event: ImageAdded, caller: Caller) -> Accepted:
+        """Give stored, verified bytes a name."""
+        _check_name(event.name)
+        if any(image.name == event.name and not image.removed for image in self.fleet.images.values()):
+            raise Rejected("name-taken", f"an image called {event.name} exists")
+        at = stream("image", ImageId(self.ids()))
+        return await self._simple(at, event.name, lambda: [change(at, event)], caller, "add", event.name, event)
+
+    async def remove_image(self, ref: str, caller: Caller) -> Accepted:
+        """Take an image's name away. Raises Rejected `image-in-use` while living VMs stand on its bytes."""
+        image = self.fleet.find_image(ref)
+        at = stream("image", image.id)
+
+        def decide() -> list[Change]:
+            now = self.fleet.images[image.id]
+            digest = now.pin.digest if now.pin else ""
+            users = [vm.name for vm in self.fleet.vms.values() if vm.deleted_at is None and _stands_on(vm, digest)]
+            others = [i for i in self.fleet.images.values() if i.pin and i.pin.digest == digest and not i.removed]
+            if users and len(others) == 1:
+                raise Rejected("image-in-use", f"{len(users)} VMs stand on it", facts={"vms": sorted(users)[:20]})
+            return [change(at, event) for event in images.remove(now)]
+
+        return await self._simple(at, image.name, decide, caller, "remove", ref, None)
+
+    async def create_token(
+        self, name: str, role: Role, expires: datetime | None, caller: Caller
+    ) -> tuple[Accepted, str]:
+        """A new token. Its secret is told here and never again."""
+        _check_name(name)
+        secret = f"vmo_{self.secrets()}"
+        at = stream("token", self.ids())
+        created = tokens.TokenCreated(name=name, role=role, hash=_hash(secret), expires=expires)
+        accepted = await self._simple(at, name, lambda: [change(at, created)], caller, "create-token", name, role)
+        return accepted, secret
+
+    async def revoke_token(self, ref: str, caller: Caller) -> Accepted:
+        """Shut a token's bearer out at once."""
+        token = self.fleet.find_token(ref)
+        at = stream("token", token.id)
+        return await self._simple(
+            at,
+            token.name,
+            lambda: [change(at, event) for event in tokens.revoke(self.fleet.tokens[token.id])],
+            caller,
+            "revoke",
+            ref,
+            None,
+        )
+
+    def _admit(self, ref: str, command: VmCommand, operation: OperationId, caller: Caller) -> Admission:
+        who = Who(actor=caller.actor, reason=caller.reason)
+        return admit_on_vm(self.fleet, self.fleet.find_vm(ref), command, operation=operation, who=who)
+
+    async def _operate(
+        self, kind: Literal["vm"], caller: Caller, print: str, admit: Callable[[], Admission], operation: OperationId
+    ) -> Accepted:
+        facts = await self.recorder.repeated(caller, print)
+        if facts is None:
+
+            def decide() -> tuple[Iterable[Change], Admission]:
+                admission = admit()
+                return admission.changes, admission
+
+            def meta(admission: Admission) -> Any:
+                of = operation if admission.starts_operation else None
+                return self.recorder.meta_of(caller, operation=of, print=print)
+
+            facts, _ = await self.recorder.record(decide, meta, claim=True)
+        id = subject_of(facts, kind)
+        started = [fact.event.operation for fact in facts if isinstance(fact.event, OperationStarted)]
+        return Accepted(
+            subject=id,
+            name=self.fleet.vms[VmId(id)].name,
+            position=facts[-1].position,
+            operation=started[0] if started else None,
+        )
+
+    async def _simple(
+        self,
+        at: Stream,
+        name: str,
+        decide: Callable[[], list[Change]],
+        caller: Caller,
+        verb: str,
+        ref: str,
+        body: Any,
+    ) -> Accepted:
+        print = fingerprint(verb, ref, body)
+        facts: list[Fact] | None = await self.recorder.repeated(caller, print)
+        if facts is None:
+            facts, _ = await self.recorder.record(
+                lambda: (decide(), None), lambda _: self.recorder.meta_of(caller, print=print), claim=True
+            )
+        return Accepted(subject=at.partition("/")[2], name=name, position=facts[-1].position)
+
+
+def _on_host(host: Host, verb: HostVerb, wanted: msgspec.Struct) -> list[hosts.HostEvent]:
+    match wanted:
+        case CordonChange(reason=reason):
+            return hosts.cordon(host, reason)
+        case LabelChange(set=set, remove=remove):
+            labels = {key: value for key, value in {**host.labels, **set}.items() if key not in remove}
+            if labels == dict(host.labels):
+                raise Rejected("already-so", f"{host.name} has these labels already")
+            return [hosts.HostLabelled(labels=labels)]
+        case OvercommitChange():
+            changed = {key: value for key, value in msgspec.to_builtins(wanted).items() if value is not None}
+            if any(value <= 0 or value > 100 for value in changed.values()):
+                raise Rejected("bad-spec", "an overcommit ratio lies above 0 and is at most 100")
+            ratios: Overcommit = msgspec.structs.replace(host.overcommit, **changed)
+            if ratios == host.overcommit:
+                raise Rejected("already-so", f"{host.name} has these ratios already")
+            return [hosts.OvercommitSet(overcommit=ratios)]
+        case _:
+            return hosts.uncordon(host) if verb == "uncordon" else hosts.retire(host)
+
+
+ARGUMENTS: dict[HostVerb, type[msgspec.Struct]] = {
+    "cordon": CordonChange,
+    "uncordon": NoArguments,
+    "label": LabelChange,
+    "overcommit": OvercommitChange,
+    "retire": NoArguments,
+}
+"""What each verb on a host takes."""
+
+
+def _arguments(verb: HostVerb, arguments: dict[str, Any]) -> msgspec.Struct:
+    try:
+        return msgspec.convert(arguments, ARGUMENTS[verb])
+    except msgspec.ValidationError as error:
+        raise Rejected("bad-request", str(error)) from error
+
+
+def _stands_on(vm: vms.Vm, digest: str) -> bool:
+    return vm.spec is not None and any(disk.image and disk.image.digest == digest for disk in vm.spec.disks)
+
+
+def _check_name(name: str) -> None:
+    try:
+        msgspec.convert(name, Name)
+    except msgspec.ValidationError as error:
+        raise Rejected("bad-name", f"{name!r} is not a name: 1 to 63 of a-z, 0-9 and -") from error
+
+
+def _hash(secret: str) -> str:
+    return sha256(secret.encode()).hexdigest()

@@ -1,0 +1,228 @@
+"""The one saga runner: asks the pure machine what is next for each operation, and does it.
+
+It keeps no state of its own: what is under way is in the log, so it can stop anywhere and another process can go
+on. Must not decide what a step means, nor take silence for an answer.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from vmorch.bus.bus import Bus, BusError
+from vmorch.bus.keys import verifier
+from vmorch.core.aggregates.host import Host
+from vmorch.core.aggregates.vm import (
+    Operation,
+    StepFailed,
+    StepTimedOut,
+    Vm,
+    VmEvent,
+    close_operation,
+)
+from vmorch.core.codec import Fact, unpack_host_command
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import CommandId, OperationId, VmId, split_stream, stream
+from vmorch.core.operation import Change, Finish, Send, Step, Withdraw, change, next_action
+from vmorch.engine.recorder import Recorder
+from vmorch.engine.reports import order_id
+from vmorch.log.errors import LogError
+from vmorch.wire import subjects
+from vmorch.wire.envelopes import Forged, Order, Receipt, Signer, Withdrawal, seal, unseal
+
+logger = structlog.get_logger()
+
+RECEIPT = 5.0
+"""Seconds to wait for an agent's receipt; it only journals before it gives one."""
+ASK_AGAIN = 10.0
+"""Seconds after which an accepted order is sent again; the agent then repeats an answer that got lost."""
+RETRY = 0.5
+"""Seconds between tries while host, bus or log are away."""
+GRACE = 15.0
+"""Seconds beyond a step's own deadline: the agent gives up by itself first and says so."""
+
+FINAL_REFUSALS = frozenset({"stale-epoch", "stale-incarnation", "identity-changed", "unknown-command"})
+"""Receipts that trying again cannot change."""
+
+
+Decide = Callable[[Vm, Operation], tuple[Change, ...]]
+"""What to append for an operation as it is now."""
+
+
+class Operations:
+    """Drives every operation that is not over, each in a task of its own."""
+
+    def __init__(self, recorder: Recorder, bus: Bus, cluster: str, signer: Signer, incarnation: str) -> None:
+        self.recorder = recorder
+        self.world = recorder.world
+        self.bus = bus
+        self.cluster = cluster
+        self.signer = signer
+        self.incarnation = incarnation
+        self._tasks: dict[OperationId, asyncio.Task[None]] = {}
+        self._new: asyncio.Queue[tuple[VmId, OperationId]] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Drive what is under way and whatever starts, for ever."""
+        self.world.on_fact(self._note)
+        for vm in list(self.world.fleet.vms.values()):
+            if vm.active is not None:
+                self._new.put_nowait((vm.id, vm.active))
+        try:
+            while True:
+                vm_id, operation = await self._new.get()
+                if operation not in self._tasks:
+                    task = asyncio.create_task(self._drive(vm_id, operation), name=f"operation {operation}")
+                    self._tasks[operation] = task
+                    task.add_done_callback(partial(self._over, operation))
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    def _note(self, fact: Fact) -> None:
+        if isinstance(fact.event, VmEvent):
+            vm = self.world.fleet.vms[VmId(split_stream(fact.stream)[1])]
+            if vm.active is not None and vm.active not in self._tasks:
+                self._new.put_nowait((vm.id, vm.active))
+
+    def _over(self, operation: OperationId, task: asyncio.Task[None]) -> None:
+        self._tasks.pop(operation, None)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("operation runner failed", operation=operation, exc_info=task.exception())
+
+    async def _drive(self, vm_id: VmId, operation_id: OperationId) -> None:
+        while True:
+            vm = self.world.fleet.vms[vm_id]
+            operation = vm.operations.get(operation_id)
+            if operation is None or operation.outcome is not None:
+                return
+            try:
+                match next_action(operation.steps, operation.progress):
+                    case Finish() as end:
+                        await self._record(vm_id, operation_id, partial(_close, end))
+                    case Send(index=index, undo=undo):
+                        await self._step(vm, operation, index, undo=undo, withdraw=False)
+                    case Withdraw(index=index):
+                        await self._step(vm, operation, index, undo=False, withdraw=True)
+            except LogError as error:
+                logger.warning("log away, operation waits", operation=operation_id, why=str(error))
+                await self.recorder.clock.sleep(RETRY)
+
+    async def _step(self, vm: Vm, operation: Operation, index: int, *, undo: bool, withdraw: bool) -> None:
+        """Have one step done (or withdrawn) and return when the operation has moved on."""
+        step = operation.steps[index]
+        attempt = operation.progress.attempt
+        id = order_id(operation.id, index, undo=undo, attempt=attempt)
+        clock = self.recorder.clock
+        ends = clock.monotonic() + step.deadline + GRACE
+        trouble = "no answer"
+        with self.world.watch(stream("vm", vm.id), stream("host", step.host)) as moved:
+            while True:
+                moved.clear()
+                current = self.world.fleet.vms[vm.id].operations.get(operation.id)
+                if current is None or current.progress != operation.progress or current.outcome is not None:
+                    return
+                left = ends - clock.monotonic()
+                if left <= 0:
+                    await self._time_out(vm.id, operation.id, index, step, trouble)
+                    return
+                host = self.world.fleet.hosts[step.host]
+                wait = RETRY
+                if host.session is None or host.agent != "connected":
+                    trouble, wait = f"{host.name} is unreachable", left
+                else:
+                    receipt = await self._send(host, vm, step, id, left, undo=undo, withdraw=withdraw)
+                    if isinstance(receipt, str):
+                        trouble = receipt
+                    elif receipt.accepted:
+                        wait = ASK_AGAIN
+                    elif receipt.code in FINAL_REFUSALS:
+                        await self._refused(vm.id, operation.id, index, undo, attempt, receipt)
+                        return
+                    else:
+                        trouble = f"{host.name}: {receipt.code} {receipt.message}".strip()
+                await _wait(moved, min(wait, left))
+
+    async def _send(
+        self, host: Host, vm: Vm, step: Step, id: CommandId, left: float, *, undo: bool, withdraw: bool
+    ) -> Receipt | str:
+        assert host.session is not None
+        packed = step.undo if undo else step.command
+        assert packed is not None
+        if withdraw:
+            body: Order | Withdrawal = Withdrawal(
+                id=id,
+                host=host.id,
+                session=host.session,
+                incarnation=self.incarnation,
+                lane=unpack_host_command(packed).lane,
+                vm=vm.id,
+            )
+        else:
+            body = Order(
+                id=id,
+                host=host.id,
+                session=host.session,
+                incarnation=self.incarnation,
+                epoch=vm.epoch,
+                deadline=max(1.0, left - GRACE),
+                command=packed,
+            )
+        try:
+            data = await self.bus.request(
+                subjects.command(self.cluster, host.id), seal(body, self.signer), timeout=min(RECEIPT, left)
+            )
+            receipt: Receipt = unseal(data, Receipt, verifier(host.key))
+            return receipt
+        except (BusError, Forged) as error:
+            return f"{host.name}: {error}"
+
+    async def _time_out(self, vm: VmId, operation: OperationId, index: int, step: Step, trouble: str) -> None:
+        message = f"step {step.label} got no answer within {step.deadline + GRACE:.0f} s: {trouble}"
+        event = StepTimedOut(operation=operation, index=index, message=message)
+        await self._record(vm, operation, lambda v, o: (change(stream("vm", v.id), event),))
+
+    async def _refused(
+        self, vm: VmId, operation: OperationId, index: int, undo: bool, attempt: int, receipt: Receipt
+    ) -> None:
+        event = StepFailed(
+            operation=operation,
+            index=index,
+            undo=undo,
+            attempt=attempt,
+            code=receipt.code,
+            message=receipt.message or "the agent refused the order",
+        )
+        await self._record(vm, operation, lambda v, o: (change(stream("vm", v.id), event),))
+
+    async def _record(self, vm_id: VmId, operation_id: OperationId, decide: Decide) -> None:
+        """Append on behalf of an operation, unless it is over by then."""
+
+        def changes() -> tuple[tuple[Change, ...], None]:
+            vm = self.world.fleet.vms[vm_id]
+            operation = vm.operations.get(operation_id)
+            if operation is None or operation.outcome is not None:
+                return (), None
+            return decide(vm, operation), None
+
+        started = self.world.fleet.vms[vm_id].operations[operation_id]
+        meta = self.recorder.meta(actor=started.actor, reason=started.reason, operation=operation_id)
+        try:
+            await self.recorder.record(changes, lambda _: meta)
+        except Rejected as error:
+            logger.error("operation could not be recorded", operation=operation_id, why=error.reason)
+            await self.recorder.clock.sleep(RETRY)
+
+
+def _close(end: Finish, vm: Vm, operation: Operation) -> tuple[Change, ...]:
+    return close_operation(vm, operation, end)
+
+
+async def _wait(moved: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await moved.wait()
+    except TimeoutError:
+        return

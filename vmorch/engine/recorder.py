@@ -1,0 +1,170 @@
+"""From decided changes to one append: expected versions, name claims, request id, and who did it.
+
+The one place that knows which version a decision was made on. Must not decide.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import msgspec
+
+from vmorch.core.codec import Fact, decode, encode, unpack_event
+from vmorch.core.errors import Rejected
+from vmorch.core.fleet import names_touched
+from vmorch.core.ids import OperationId, Position, RequestId, SessionId, Stream, split_stream
+from vmorch.core.messages import Event, Meta
+from vmorch.core.operation import Change
+from vmorch.core.records import Append, NewEvent, StreamAppend
+from vmorch.engine.caller import Caller
+from vmorch.engine.effects import Clock
+from vmorch.engine.world import World
+from vmorch.log.errors import NameTaken, VersionConflict
+from vmorch.log.interface import Appended
+
+ATTEMPTS = 100
+"""How often a decision is made anew because somebody else appended first."""
+
+T = TypeVar("T")
+
+
+def fingerprint(verb: str, subject: str, body: Any) -> str:
+    """The same for a repeated request, different for any other."""
+    return hashlib.sha256(msgspec.json.encode([verb, subject, body], order="deterministic")).hexdigest()[:32]
+
+
+class Recorder:
+    """Appends what was decided on the world, and decides anew while others are faster."""
+
+    def __init__(self, world: World, clock: Clock) -> None:
+        self.world = world
+        self.clock = clock
+
+    def meta(
+        self,
+        *,
+        actor: str,
+        reason: str = "",
+        request: RequestId | None = None,
+        operation: OperationId | None = None,
+        causation: Position | None = None,
+        session: SessionId | None = None,
+        traceparent: str | None = None,
+        fingerprint: str | None = None,
+    ) -> Meta:
+        """Meta of events that happen now."""
+        return Meta(
+            actor=actor,
+            occurred_at=self.clock.now(),
+            reason=reason,
+            request=request,
+            operation=operation,
+            causation=causation,
+            correlation=operation or request,
+            session=session,
+            traceparent=traceparent,
+            fingerprint=fingerprint,
+        )
+
+    def meta_of(self, caller: Caller, *, operation: OperationId | None = None, print: str | None = None) -> Meta:
+        """Meta of events that a caller's request causes."""
+        return self.meta(
+            actor=caller.actor,
+            reason=caller.reason,
+            request=caller.request,
+            operation=operation,
+            traceparent=caller.traceparent,
+            fingerprint=print,
+        )
+
+    async def repeated(self, caller: Caller, print: str) -> list[Fact] | None:
+        """What the same request caused before, if it was recorded. Raises Rejected `request-reused`."""
+        if caller.request is None:
+            return None
+        return await self._recall(caller.request, print)
+
+    async def record(
+        self, decide: Callable[[], tuple[Iterable[Change], T]], meta: Callable[[T], Meta], claim: bool = False
+    ) -> tuple[list[Fact], T]:
+        """Append what `decide` returns, calling it again while its world was out of date.
+
+        Returns the facts as recorded and what came with the decision. With `claim` the request id in the meta is
+        claimed too; if a concurrent twin was first, its facts are returned. Raises Rejected, LogUnavailable.
+        """
+        for _ in range(ATTEMPTS):
+            changes, decided = decide()
+            chosen = tuple(changes)
+            about = meta(decided)
+            for change in chosen:
+                if change.stream in self.world.poisoned:
+                    raise Rejected("internal-error", f"{change.stream} holds an unreadable event")
+            append, events = self._append(chosen, about, claim)
+            if not chosen:
+                return [], decided
+            try:
+                appended = await self.world.log.append(append)
+            except VersionConflict:
+                await self.world.reach(await self.world.log.head())
+                continue
+            except NameTaken as error:
+                raise Rejected("name-taken", f"a {error.scope} called {error.name} exists") from error
+            if appended.repeated:
+                assert about.request is not None
+                return await self._recall(about.request, about.fingerprint or "") or [], decided
+            facts = _facts(append, events, appended, about)
+            self.world.take_own(facts)
+            await self.world.reach(appended.last)
+            return facts, decided
+        raise Rejected("version-conflict", f"others were faster {ATTEMPTS} times in a row")
+
+    def _append(self, changes: tuple[Change, ...], meta: Meta, claim: bool) -> tuple[Append, dict[Stream, list[Event]]]:
+        fleet = self.world.fleet
+        events: dict[Stream, list[Event]] = {}
+        for each in changes:
+            events.setdefault(each.stream, []).append(unpack_event(each.event))
+        claims, releases = names_touched(fleet, changes)
+        streams = tuple(
+            StreamAppend(stream=stream, expected=fleet.version(stream), events=tuple(_encoded(found, meta)))
+            for stream, found in events.items()
+        )
+        request = meta.request if claim else None
+        return Append(streams=streams, claims=claims, releases=releases, request=request), events
+
+    async def _recall(self, request: RequestId, print: str) -> list[Fact] | None:
+        span = await self.world.log.request(request)
+        if span is None:
+            return None
+        first, last = span
+        await self.world.reach(last)
+        facts = [decode(record) for record in await self.world.log.read(Position(first - 1), last - first + 1, last)]
+        if facts and facts[0].meta.fingerprint != print:
+            raise Rejected("request-reused", f"request id {request} was used for another request")
+        return facts
+
+
+def subject_of(facts: list[Fact], kind: str) -> str:
+    """The id of the first stream of a kind among facts."""
+    return next(split_stream(fact.stream)[1] for fact in facts if split_stream(fact.stream)[0] == kind)
+
+
+def _encoded(events: list[Event], meta: Meta) -> Iterable[NewEvent]:
+    return (encode(event, meta) for event in events)
+
+
+def _facts(append: Append, events: dict[Stream, list[Event]], appended: Appended, meta: Meta) -> list[Fact]:
+    facts: list[Fact] = []
+    position = appended.first
+    for each in append.streams:
+        for offset, event in enumerate(events[each.stream], start=1):
+            facts.append(
+                Fact(
+                    position=position,
+                    stream=each.stream,
+                    version=each.expected + offset,
+                    event=event,
+                    meta=meta,
+                    recorded_at=appended.recorded_at,
+                )
+            )
+            position = Position(position + 1)
+    return facts

@@ -1,0 +1,159 @@
+"""The server's one composition root: settings in, a running control plane out."""
+
+import asyncio
+import secrets
+import signal
+import sys
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from pathlib import Path
+
+import click
+import psycopg
+import structlog
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from vmorch import __version__
+from vmorch.bus.credentials import ensure_keys, server_credentials
+from vmorch.bus.keys import BadKey
+from vmorch.bus.link import Link
+from vmorch.config import DEFAULT_PATH, BadConfig, Config, load
+from vmorch.edge.app import build_app
+from vmorch.edge.images import ImageStore
+from vmorch.edge.serve import serve
+from vmorch.edge.settings import GIB, EdgeSettings
+from vmorch.engine.control import Control, Identity
+from vmorch.log.errors import LogError
+from vmorch.log.store import EventLog
+from vmorch.setup import prepare
+from vmorch.system import SystemClock, new_id
+from vmorch.views.projector import Projector
+from vmorch.views.queries import ReadModels
+from vmorch.wire import subjects
+
+logger = structlog.get_logger()
+
+PARTITIONS = 60.0
+"""Seconds between looks whether the log has partitions ahead of need."""
+
+
+async def run(config: Config, stop: asyncio.Event) -> None:
+    """Serve until `stop` is set."""
+    async with AsyncExitStack() as stack:
+        log = await EventLog.open(config.database.url)
+        stack.push_async_callback(log.close)
+        engine = create_async_engine(
+            config.database.url.replace("postgresql://", "postgresql+psycopg://", 1), pool_size=10, pool_pre_ping=True
+        )
+        stack.push_async_callback(engine.dispose)
+        keys = ensure_keys(config.data_dir / "keys")
+        cluster = config.server.cluster
+        link = await Link.connect(
+            config.nats.url,
+            f"server-{cluster}",
+            lambda: server_credentials(keys, cluster, datetime.now(UTC)),
+            keys.server,
+            subjects.server_inbox(cluster),
+        )
+        stack.push_async_callback(link.close)
+        projector = Projector(log, engine)
+        identity = Identity(cluster=cluster, nats_url=config.nats.url, keys=keys)
+        control = Control(
+            log, link, projector, identity, SystemClock(), new_id, lambda: secrets.token_urlsafe(32)
+        )
+        await projector.start()
+        await control.start()
+        app = _app(config, control, ReadModels(engine, projector), log, link)
+        unix = None if config.server.listen_unix is None else Path(config.server.listen_unix)
+        logger.info("serving", cluster=cluster, unix=config.server.listen_unix, tcp=config.server.listen_tcp)
+        async with asyncio.TaskGroup() as group:
+            background = [
+                group.create_task(control.run(), name="control"),
+                group.create_task(projector.run(), name="projector"),
+                group.create_task(_keep_partitions(log), name="partitions"),
+            ]
+            await serve(app, unix, config.server.listen_tcp, stop)
+            for task in background:
+                task.cancel()
+
+
+def _app(config: Config, control: Control, models: ReadModels, log: EventLog, link: Link) -> object:
+    settings = EdgeSettings(
+        cluster=config.server.cluster,
+        version=__version__,
+        allowed_networks=tuple(ip_network(each) for each in config.images.allowed_networks),
+        max_image_bytes=config.images.max_gib * GIB,
+        max_virtual_size=config.images.max_virtual_gib * GIB,
+    )
+    images = ImageStore(config.data_dir / "images")
+    return build_app(control, models, log, images, settings)
+
+
+async def _keep_partitions(log: EventLog) -> None:
+    while True:
+        await asyncio.sleep(PARTITIONS)
+        try:
+            await log.ensure_partitions()
+        except LogError as error:
+            logger.error("partitions could not be made ahead", why=str(error))
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """The vmorch server."""
+
+
+_config = click.option(
+    "--config", "path", type=click.Path(path_type=Path), default=DEFAULT_PATH, show_default=True,
+    help="The server's settings.",
+)
+
+
+@main.command()
+@_config
+def init(path: Path) -> None:
+    """Make what a cluster needs before its first start; harmless to repeat.
+
+    Creates database, roles and schema, the control plane's keys, the NATS server's configuration, and an admin's
+    token in DATA_DIR/admin.token.
+
+    Example: vmorch server init --config /etc/vmorch/server.toml
+    """
+    _run(prepare(_load(path)))
+
+
+@main.command(name="run")
+@_config
+def run_command(path: Path) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Example: vmorch server run --config /etc/vmorch/server.toml
+    """
+    config = _load(path)
+
+    async def serving() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await run(config, stop)
+
+    _run(serving())
+
+
+def _load(path: Path) -> Config:
+    try:
+        return load(path)
+    except BadConfig as error:
+        raise click.ClickException(str(error)) from error
+
+
+def _run(work: object) -> None:
+    try:
+        asyncio.run(work)  # type: ignore[arg-type]  # both callers hand in a coroutine
+    except (OSError, BadKey, LogError, psycopg.Error) as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,85 @@
+"""What a cluster needs once before its first start: database, keys, the broker's configuration, an admin's token.
+
+Harmless to repeat: what is there stays. Must not need a running broker.
+"""
+
+import os
+import secrets
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+import psycopg
+from psycopg import sql
+
+from vmorch.bus.credentials import account_jwts, ensure_keys, nats_config, operator_jwt
+from vmorch.config import Config
+from vmorch.core.fleet import Fleet
+from vmorch.engine.caller import Caller
+from vmorch.engine.handle import Handler
+from vmorch.engine.recorder import Recorder
+from vmorch.engine.world import World
+from vmorch.log.schema import create_logins, upgrade
+from vmorch.log.store import EventLog
+from vmorch.system import SystemClock, new_id
+
+ADMIN = "admin"
+
+
+async def prepare(config: Config) -> None:
+    """Make everything that is missing. Raises psycopg.Error, OSError, BadKey."""
+    data = config.data_dir
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    owner = config.database.owner_url
+    if owner is not None:
+        _ensure_database(owner)
+        upgrade(owner)
+        create_logins(owner)
+    now = datetime.now(UTC)
+    keys = ensure_keys(data / "keys")
+    accounts = account_jwts(keys, config.server.cluster, now)
+    text = nats_config(config.nats.listen, operator_jwt(keys, now), accounts)
+    _write_private(Path(config.nats.config_file), text)
+    await _ensure_admin(config, data / "admin.token")
+
+
+async def _ensure_admin(config: Config, path: Path) -> None:
+    """An admin's token in a private file. A lost file is made up for by a new token; the old one stays valid."""
+    log = await EventLog.open(config.database.url)
+    try:
+        world = World(log)
+        await world.load()
+        if path.exists() and _admins(world.fleet):
+            return
+        handler = Handler(Recorder(world, SystemClock()), new_id, lambda: secrets.token_urlsafe(32))
+        taken = {token.name for token in world.fleet.tokens.values() if not token.revoked}
+        name = ADMIN if ADMIN not in taken else f"{ADMIN}-{len(taken) + 1}"
+        caller = Caller(actor="setup", role="admin", reason="first token of the cluster")
+        _, secret = await handler.create_token(name, "admin", None, caller)
+        _write_private(path, secret + "\n")
+    finally:
+        await log.close()
+
+
+def _admins(fleet: Fleet) -> bool:
+    return any(token.role == "admin" and not token.revoked for token in fleet.tokens.values())
+
+
+def _ensure_database(url: str) -> None:
+    parts = urlsplit(url)
+    name = unquote(parts.path.lstrip("/")) or "postgres"
+    with psycopg.connect(urlunsplit(parts._replace(path="/postgres")), autocommit=True) as connection:
+        known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (name,)).fetchone()
+        if known is None:
+            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

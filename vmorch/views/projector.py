@@ -1,0 +1,189 @@
+"""Keeps the read models level with the log: fold a batch, write the rows it touched and the checkpoint together.
+
+Must not decide what a row says. A rebuild folds the whole log beside the live models and replaces all rows in one
+transaction, so that readers see either the old or the new and never less.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime
+
+import structlog
+from msgspec import Struct
+from sqlalchemy import Connection, delete, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from vmorch.core.codec import Unreadable, decode
+from vmorch.core.ids import Position, Stream
+from vmorch.core.records import Recorded
+from vmorch.log.interface import Log
+from vmorch.views.rows import Key, Row, Rows
+from vmorch.views.tables import TABLES
+
+logger = structlog.get_logger()
+
+NAME = "read-models"
+BATCH = 5000
+CHUNK = 2000
+RETRY = 0.5
+
+
+class ProjectionStatus(Struct, frozen=True, kw_only=True):
+    """How far the read models are. `poisoned` names streams that stand still, and the event they stand at."""
+
+    name: str
+    position: Position
+    head: Position
+    poisoned: Mapping[Stream, str]
+
+
+class Rebuilt(Struct, frozen=True, kw_only=True):
+    """What a rebuild did."""
+
+    events: int
+    rows: int
+    seconds: float
+
+
+class Projector:
+    """Runs the read models of one database."""
+
+    def __init__(self, log: Log, engine: AsyncEngine) -> None:
+        self.log = log
+        self.engine = engine
+        self.position = Position(0)
+        self.recorded_at: datetime | None = None
+        self.poisoned: dict[Stream, str] = {}
+        self._rows = Rows()
+        self._turn = asyncio.Lock()
+        self._moved = asyncio.Condition()
+
+    async def start(self) -> None:
+        """Be where the stored models are: fold up to their checkpoint, or rebuild models without one."""
+        async with self.engine.connect() as connection:
+            found = await connection.scalar(
+                text("SELECT position FROM vmorch.checkpoints WHERE projection = :name"), {"name": NAME}
+            )
+        if found is None:
+            await self.rebuild()
+            return
+        await self._fold(self._rows, self.poisoned, Position(found))
+        self._rows.take()
+        await self._advance()
+
+    async def run(self) -> None:
+        """Follow the log, for ever; while log or database are away, wait."""
+        async for batch in self.log.follow(self.position):
+            async with self._turn:
+                fresh = [record for record in batch if record.position > self._rows.fleet.position]
+                for record in fresh:
+                    _apply(self._rows, record, self.poisoned)
+                changed = self._rows.take()
+                if fresh:
+                    await self._write(changed)
+                    await self._advance()
+
+    async def reached(self, position: Position, seconds: float) -> bool:
+        """Whether the models stand at `position` or beyond within that time."""
+        try:
+            async with asyncio.timeout(seconds), self._moved:
+                await self._moved.wait_for(lambda: self.position >= position)
+        except TimeoutError:
+            return False
+        return True
+
+    async def status(self) -> list[ProjectionStatus]:
+        """How far the models are behind the log."""
+        head = await self.log.head()
+        return [ProjectionStatus(name=NAME, position=self.position, head=head, poisoned=dict(self.poisoned))]
+
+    async def rebuild(self) -> Rebuilt:
+        """Replace every row by what the log says. Reads go on and see the old rows until all new ones are there."""
+        began = asyncio.get_running_loop().time()
+        rows, poisoned = Rows(), dict[Stream, str]()
+        every: dict[Key, Row | None] = {}
+        # most of the log is folded while the live models go on; only the rest is folded with them held
+        await self._fold(rows, poisoned, await self.log.head(), into=every)
+        async with self._turn:
+            await self._fold(rows, poisoned, await self.log.head(), into=every)
+            await self._write(every, wipe=True, position=rows.fleet.position)
+            self._rows, self.poisoned = rows, poisoned
+            await self._advance()
+        kept = sum(row is not None for row in every.values())
+        seconds = asyncio.get_running_loop().time() - began
+        return Rebuilt(events=int(rows.fleet.position), rows=kept, seconds=seconds)
+
+    async def _fold(
+        self,
+        rows: Rows,
+        poisoned: dict[Stream, str],
+        until: Position,
+        into: dict[Key, Row | None] | None = None,
+    ) -> None:
+        while rows.fleet.position < until:
+            for record in await self.log.read(rows.fleet.position, BATCH, until):
+                _apply(rows, record, poisoned)
+            if into is not None:
+                into.update(rows.take())
+            # a long fold must not starve the loop that everything else runs on
+            await asyncio.sleep(0)
+
+    async def _write(
+        self, changed: dict[Key, Row | None], *, wipe: bool = False, position: Position | None = None
+    ) -> None:
+        at = position or self._rows.fleet.position
+        while True:
+            try:
+                async with self.engine.begin() as connection:
+                    await connection.run_sync(_store, changed, at, wipe)
+                return
+            except DBAPIError as error:
+                if not error.connection_invalidated and "connect" not in str(error):
+                    raise
+                logger.warning("read models wait for the database", why=str(error.orig))
+                await asyncio.sleep(RETRY)
+
+    async def _advance(self) -> None:
+        self.position, self.recorded_at = self._rows.fleet.position, self._rows.fleet.recorded_at
+        async with self._moved:
+            self._moved.notify_all()
+
+
+def _apply(rows: Rows, record: Recorded, poisoned: dict[Stream, str]) -> None:
+    """Take a record, unless its stream stands still at one that cannot be read."""
+    try:
+        fact = decode(record)
+        if record.stream not in poisoned:
+            rows.apply(fact)
+            return
+    except Unreadable as error:
+        poisoned.setdefault(record.stream, f"{record.position}: {error}")
+        logger.error("unreadable event", position=record.position, stream=record.stream, why=str(error))
+    rows.fleet.skip(record.stream, record.version, record.position, record.recorded_at)
+
+
+def _store(connection: Connection, changed: dict[Key, Row | None], position: Position, wipe: bool) -> None:
+    for model, table in TABLES.items():
+        if wipe:
+            connection.execute(delete(table))
+        gone = [id for (of, id), row in changed.items() if of == model and row is None]
+        kept = [row for (of, _), row in changed.items() if of == model and row is not None]
+        if gone and not wipe:
+            connection.execute(delete(table).where(table.c.id.in_(gone)))
+        statement = insert(table)
+        columns = {column.name: statement.excluded[column.name] for column in table.c if column.name != "id"}
+        upsert = statement.on_conflict_do_update(index_elements=["id"], set_=columns)
+        for start in range(0, len(kept), CHUNK):
+            connection.execute(upsert, kept[start : start + CHUNK])
+    connection.execute(
+        text(
+            "INSERT INTO vmorch.checkpoints (projection, position, updated_at) VALUES (:name, :position, now())"
+            " ON CONFLICT (projection) DO UPDATE SET position = excluded.position, updated_at = now()"
+        ),
+        {"name": NAME, "position": position},
+    )
+
+
+__all__ = ["ProjectionStatus", "Projector", "Rebuilt"]

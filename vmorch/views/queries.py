@@ -1,0 +1,89 @@
+"""Questions to the read models. Documents come back as the JSON text they were written as, undecoded."""
+
+from datetime import datetime
+
+from msgspec import Struct
+from sqlalchemy import Select, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from vmorch.core.ids import Position
+from vmorch.views.filters import Filters
+from vmorch.views.projector import ProjectionStatus, Projector, Rebuilt
+from vmorch.views.tables import TABLES, Model
+
+
+class Page(Struct, frozen=True, kw_only=True):
+    """Documents in order, and the position and time of the state that they show."""
+
+    position: Position
+    time: datetime | None
+    docs: list[bytes]
+
+
+class ReadModels:
+    """Lists and single documents of the present."""
+
+    def __init__(self, engine: AsyncEngine, projector: Projector) -> None:
+        self.engine = engine
+        self.projector = projector
+
+    async def rows(self, model: Model, filters: Filters, limit: int, after: str | None = None) -> Page:
+        """At most `limit` documents: VMs and the like by name, operations newest first.
+
+        `after` is the id of the last document of the page before.
+        """
+        position, time = self.projector.position, self.projector.recorded_at
+        async with self.engine.connect() as connection:
+            found = (await connection.execute(_query(model, filters, limit, after))).all()
+        docs = [str(row.doc).encode() for row in found]
+        return Page(position=position, time=time, docs=docs)
+
+    async def row(self, model: Model, id: str) -> bytes | None:
+        """The document with this id."""
+        table = TABLES[model]
+        async with self.engine.connect() as connection:
+            doc = await connection.scalar(select(table.c.doc).where(table.c.id == id))
+        return None if doc is None else str(doc).encode()
+
+    async def settled(self, position: Position, seconds: float) -> bool:
+        """Whether the models show everything up to `position` within that time."""
+        return await self.projector.reached(position, seconds)
+
+    async def status(self) -> list[ProjectionStatus]:
+        """How far the models are behind the log."""
+        return await self.projector.status()
+
+    async def rebuild(self) -> Rebuilt:
+        """Refill every model from the log."""
+        return await self.projector.rebuild()
+
+
+def _query(model: Model, filters: Filters, limit: int, after: str | None) -> Select[tuple[str]]:
+    table = TABLES[model]
+    columns = table.c
+    query = select(columns.doc).limit(limit)
+    if model == "operations":
+        query = query.order_by(columns.id.desc())
+        if after is not None:
+            query = query.where(columns.id < after)
+    else:
+        query = query.order_by(columns.name, columns.id)
+        if after is not None:
+            last = select(table.c.name).where(table.c.id == after).scalar_subquery()
+            query = query.where(tuple_(columns.name, columns.id) > tuple_(last, after))
+    for field in ("host", "state", "verb", "actor", "active"):
+        wanted = getattr(filters, field)
+        if wanted is not None and field in columns:
+            query = query.where(columns[field] == wanted)
+    if filters.name is not None and "name" in columns:
+        query = query.where(columns.name.like(_like(filters.name), escape="\\"))
+    if filters.vm is not None and "vm" in columns:
+        query = query.where((columns.vm == filters.vm) | (columns.vm_name == filters.vm))
+    if filters.labels and "labels" in columns:
+        query = query.where(columns.labels.contains(dict(filters.labels)))
+    return query
+
+
+def _like(glob: str) -> str:
+    escaped = glob.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return escaped.replace("*", "%").replace("?", "_")

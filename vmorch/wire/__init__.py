@@ -1,0 +1,1 @@
+"""Subjects and envelopes, shared by both ends of the bus."""
