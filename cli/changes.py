@@ -279,7 +279,7 @@ def vm_summary(session: Session, receipt: Accepted, operation: Operation | None)
         return f"{name} is deleted"
     if operation is None:
         return f"{name}: recorded (event {receipt.position})"
-    _, _, id = receipt.subject.partition("/")
+    id = receipt.subject.rpartition("/")[2]
     try:
         vm = session.client.single(f"/v1/vms/{quote(id or name)}", VmRow).item
     except Problem as problem:

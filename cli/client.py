@@ -46,7 +46,7 @@ class Client:
             if isinstance(left, int):
                 left -= len(page.items)
             cursor = page.next
-            if cursor is None or not page.items or left == 0:
+            if cursor is None or left == 0:
                 return
 
     def change(

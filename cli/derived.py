@@ -290,13 +290,16 @@ def examples_for(command: type[VmCommand], fields: list[Field]) -> list[str]:
     """Lines that can be typed, made from the fields."""
     required = " ".join(_sample(field) for field in fields if field.required)
     base = f"vmorch vm {command.verb} web-1"
-    found = [f"{base} {required}".rstrip()]
     optional = [field for field in fields if not field.required]
+    # without anything to say, a verb whose fields are all empty would say nothing
+    speaks = not optional or any(field.default not in (None, (), {}) for field in optional)
+    found = [f"{base} {required}".rstrip()] if speaks else []
     if optional:
         shown = " ".join(_typed(field) for field in optional[:2])
         found.append(f"{base} {required + ' ' if required else ''}{shown}")
     if not required:
-        found.append(f"vmorch vm {command.verb} 'web-*' -l tier=test -m \"CHG-2211\"")
+        more = "" if speaks else " " + " ".join(_typed(field) for field in optional[:1])
+        found.append(f"vmorch vm {command.verb} 'web-*' -l tier=test{more} -m \"CHG-2211\"")
     return found
 
 

@@ -4,7 +4,7 @@ Pure. Binary units only: a decimal `8G` is refused with the binary figure that w
 """
 
 import re
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Literal
 
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
@@ -103,7 +103,7 @@ def show_time(then: datetime | None, now: datetime, style: TimeStyle) -> str:
     """A moment as its age, or as local or UTC time."""
     if then is None or style == "rel":
         return show_age(then, now)
-    at = then.astimezone(timezone.utc if style == "utc" else None)
+    at = then.astimezone(UTC if style == "utc" else None)
     return at.strftime("%Y-%m-%d %H:%M:%S") + ("Z" if style == "utc" else "")
 
 

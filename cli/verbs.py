@@ -136,7 +136,8 @@ class Verb(click.Command):
         for param in self.get_params(ctx):
             record = param.get_help_record(ctx)
             if record is not None and not isinstance(param, click.Argument):
-                sections.setdefault(getattr(param, "section", "Options"), []).append(record)
+                section = "Output" if "--help" in param.opts else getattr(param, "section", "Options")
+                sections.setdefault(section, []).append(record)
         last = [name for name in ("Change", "Output") if name in sections]
         for name in [*(each for each in sections if each not in last), *last]:
             with formatter.section(name):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 from lxml import etree
-from lxml.builder import E, ElementMaker
 from lxml.etree import _Element
 from msgspec import Struct
 
@@ -22,7 +21,7 @@ NAMESPACE = "urn:vmorch:domain:1"
 """Of the element that says that a domain is ours."""
 DomainType = Literal["kvm", "qemu"]
 
-_OURS = ElementMaker(namespace=NAMESPACE, nsmap={"vmorch": NAMESPACE})
+_MARKER = f"{{{NAMESPACE}}}vm"
 _ALIAS = "q35"
 _SEED_TARGET = "vdz"
 _SPARE_PORTS = 4
@@ -59,13 +58,15 @@ class Marker(Struct, frozen=True):
 def build(definition: Definition) -> str:
     """The domain XML. Raises Rejected `no-network` or `bad-spec`."""
     body = _domain(definition)
-    marker = _OURS.vm(
-        *(_OURS.figure(name=name, value=value) for name, value in _figures(body).items()),
-        cluster=definition.cluster,
-        definition=digest(definition),
-    )
-    body.insert(2, E.title(f"vmorch {definition.cluster}"))
-    body.insert(3, E.metadata(marker))
+    marker = etree.Element(_MARKER, nsmap={"vmorch": NAMESPACE})
+    marker.set("cluster", definition.cluster)
+    marker.set("definition", digest(definition))
+    for name, value in _figures(body).items():
+        figure = etree.SubElement(marker, f"{{{NAMESPACE}}}figure")
+        figure.set("name", name)
+        figure.set("value", value)
+    body.insert(2, _tag("title", f"vmorch {definition.cluster}"))
+    body.insert(3, _tag("metadata", marker))
     return etree.tostring(body, pretty_print=True, encoding="unicode")
 
 
@@ -76,9 +77,10 @@ def digest(definition: Definition) -> str:
 
 
 def read_marker(metadata: str) -> Marker | None:
-    """The marker in a domain's metadata element, None if it is not one of ours."""
+    """The marker in the metadata element of our namespace, None if it is not one. libvirt hands such an element
+    out without its namespace."""
     found = _parse(metadata)
-    if found is None or found.tag != f"{{{NAMESPACE}}}vm":
+    if found is None or etree.QName(found).localname != "vm":
         return None
     figures = {str(each.get("name")): str(each.get("value")) for each in found}
     return Marker(found.get("cluster", ""), found.get("definition", ""), figures)
@@ -90,64 +92,78 @@ def read_figures(xml: str) -> dict[str, str]:
     return {} if found is None else _figures(found)
 
 
-def read_machine(xml: str) -> str:
-    """The machine type in a domain's configuration."""
-    found = _parse(xml)
+def read_machine(xml: str | None) -> str:
+    """The machine type in a domain's configuration; without one, the newest that the host has."""
+    found = None if xml is None else _parse(xml)
     kind = None if found is None else found.find("os/type")
     return _ALIAS if kind is None else kind.get("machine", _ALIAS)
 
 
+def _tag(tag: str, /, *content: str | _Element, **attributes: str) -> _Element:
+    """An element with a text or with elements inside."""
+    element = etree.Element(tag)
+    for key, value in attributes.items():
+        element.set(key, value)
+    for each in content:
+        if isinstance(each, str):
+            element.text = each
+        else:
+            element.append(each)
+    return element
+
+
 def _domain(definition: Definition, machine: str | None = None) -> _Element:
     spec = definition.spec
-    return E.domain(
-        E.name(definition.vm),
-        E.uuid(definition.vm),
-        E.memory(str(spec.max_memory), unit="MiB"),
-        E.currentMemory(str(spec.memory), unit="MiB"),
-        E.vcpu(str(spec.max_vcpus), placement="static", current=str(spec.vcpus)),
-        E.os(E.type("hvm", arch="x86_64", machine=machine or definition.machine)),
+    return _tag(
+        "domain",
+        _tag("name", definition.vm),
+        _tag("uuid", definition.vm),
+        _tag("memory", str(spec.max_memory), unit="MiB"),
+        _tag("currentMemory", str(spec.memory), unit="MiB"),
+        _tag("vcpu", str(spec.max_vcpus), placement="static", current=str(spec.vcpus)),
+        _tag("os", _tag("type", "hvm", arch="x86_64", machine=machine or definition.machine)),
         _features(definition.domain_type),
         _cpu(definition.domain_type),
         _clock(definition.domain_type),
-        E.on_poweroff("destroy"),
-        E.on_reboot("restart"),
-        E.on_crash("destroy"),
-        E.devices(*_devices(definition)),
+        _tag("on_poweroff", "destroy"),
+        _tag("on_reboot", "restart"),
+        _tag("on_crash", "destroy"),
+        _tag("devices", *_devices(definition)),
         type=definition.domain_type,
     )
 
 
 def _features(kind: DomainType) -> _Element:
-    features = E.features(E.acpi(), E.apic())
+    features = _tag("features", _tag("acpi"), _tag("apic"))
     if kind == "qemu":
-        features.append(E.tcg(E("tb-cache", str(_TRANSLATION_CACHE_MIB), unit="MiB")))
+        features.append(_tag("tcg", _tag("tb-cache", str(_TRANSLATION_CACHE_MIB), unit="MiB")))
     return features
 
 
 def _cpu(kind: DomainType) -> _Element:
     if kind == "kvm":
-        return E.cpu(mode="host-passthrough", check="none", migratable="on")
-    return E.cpu(E.model("qemu64", fallback="forbid"), mode="custom", match="exact", check="none")
+        return _tag("cpu", mode="host-passthrough", check="none", migratable="on")
+    return _tag("cpu", _tag("model", "qemu64", fallback="forbid"), mode="custom", match="exact", check="none")
 
 
 def _clock(kind: DomainType) -> _Element:
-    clock = E.clock(offset="utc")
+    clock = _tag("clock", offset="utc")
     if kind == "kvm":
-        clock.append(E.timer(name="rtc", tickpolicy="catchup"))
-        clock.append(E.timer(name="pit", tickpolicy="delay"))
+        clock.append(_tag("timer", name="rtc", tickpolicy="catchup"))
+        clock.append(_tag("timer", name="pit", tickpolicy="delay"))
         # under emulation guests fall back on the HPET when the I/O APIC's timer is late
-        clock.append(E.timer(name="hpet", present="no"))
+        clock.append(_tag("timer", name="hpet", present="no"))
     return clock
 
 
 def _devices(definition: Definition) -> Iterator[_Element]:
     spec = definition.spec
     cards = len(definition.disks) + (definition.seed is not None) + len(spec.nics)
-    yield E.controller(type="usb", model="none")
-    yield E.controller(type="pci", index="0", model="pcie-root")
+    yield _tag("controller", type="usb", model="none")
+    yield _tag("controller", type="pci", index="0", model="pcie-root")
     # a q35 board grows no port while it runs, so what is plugged in later needs one now
     for index in range(cards + _FIXED_PORTS + _SPARE_PORTS):
-        yield E.controller(type="pci", index=str(index + 1), model="pcie-root-port")
+        yield _tag("controller", type="pci", index=str(index + 1), model="pcie-root-port")
     for order, (name, path) in enumerate(definition.disks):
         yield _disk(name, path, first=order == 0)
     if definition.seed is not None:
@@ -159,33 +175,35 @@ def _devices(definition: Definition) -> Iterator[_Element]:
     yield _serial(definition.serial_log)
     yield _agent_channel()
     yield _balloon()
-    yield E.rng(E.backend("/dev/urandom", model="random"), model="virtio")
-    yield E.panic(model="isa")
+    yield _tag("rng", _tag("backend", "/dev/urandom", model="random"), model="virtio")
+    yield _tag("panic", model="isa")
 
 
 def _disk(name: str, path: Path, *, first: bool) -> _Element:
     driver = {"name": "qemu", "type": "qcow2", "cache": "none", "discard": "unmap", "error_policy": "enospace"}
-    disk = E.disk(
-        E.driver(**driver),
-        E.source(file=str(path)),
-        E.target(dev=name, bus="virtio"),
-        E.serial(name),
+    disk = _tag(
+        "disk",
+        _tag("driver", **driver),
+        _tag("source", file=str(path)),
+        _tag("target", dev=name, bus="virtio"),
+        _tag("serial", name),
         type="file",
         device="disk",
     )
     if first:
-        disk.append(E.boot(order="1"))
+        disk.append(_tag("boot", order="1"))
     return disk
 
 
 def _seed(path: Path) -> _Element:
     # a virtio disk, not a CD: kernels made for clouds often have no driver for a SATA drive
-    return E.disk(
-        E.driver(name="qemu", type="raw"),
-        E.source(file=str(path)),
-        E.target(dev=_SEED_TARGET, bus="virtio"),
-        E.readonly(),
-        E.serial("seed"),
+    return _tag(
+        "disk",
+        _tag("driver", name="qemu", type="raw"),
+        _tag("source", file=str(path)),
+        _tag("target", dev=_SEED_TARGET, bus="virtio"),
+        _tag("readonly"),
+        _tag("serial", "seed"),
         type="file",
         device="disk",
     )
@@ -195,21 +213,25 @@ def _nic(nic: NicSpec, default_network: str | None) -> _Element:
     network = nic.network or default_network
     if network is None:
         raise Rejected("no-network", f"card {nic.mac} names no network and this host has no default one")
-    return E.interface(
-        E.mac(address=nic.mac), E.source(network=network), E.model(type="virtio"), type="network"
+    return _tag(
+        "interface",
+        _tag("mac", address=nic.mac),
+        _tag("source", network=network),
+        _tag("model", type="virtio"),
+        type="network",
     )
 
 
 def _serial(log: Path) -> _Element:
-    return E.serial(E.source(path=str(log), append="on"), E.target(port="0"), type="file")
+    return _tag("serial", _tag("source", path=str(log), append="on"), _tag("target", port="0"), type="file")
 
 
 def _agent_channel() -> _Element:
-    return E.channel(E.target(type="virtio", name="org.qemu.guest_agent.0"), type="unix")
+    return _tag("channel", _tag("target", type="virtio", name="org.qemu.guest_agent.0"), type="unix")
 
 
 def _balloon() -> _Element:
-    return E.memballoon(E.stats(period="2"), model="virtio")
+    return _tag("memballoon", _tag("stats", period="2"), model="virtio")
 
 
 def _figures(domain: _Element) -> dict[str, str]:

@@ -73,8 +73,8 @@ async def _until(stop: asyncio.Event, agent: Agent, link: Link, credentials: Cre
         asyncio.create_task(credentials.renew_while_away(lambda: link.connected), name="credentials"),
     ]
     stopping = asyncio.create_task(stop.wait(), name="stop")
+    everything: list[asyncio.Task[Any]] = [*working, stopping]
     try:
-        everything: list[asyncio.Task[Any]] = [*working, stopping]
         await asyncio.wait(everything, return_when=asyncio.FIRST_COMPLETED)
         await agent.close(FINISH_WITHIN)
         for task in working:
@@ -82,9 +82,9 @@ async def _until(stop: asyncio.Event, agent: Agent, link: Link, credentials: Cre
                 # nothing but a fault ends them
                 task.result()
     finally:
-        for task in (*working, stopping):
+        for task in everything:
             task.cancel()
-        await asyncio.gather(*working, stopping, return_exceptions=True)
+        await asyncio.gather(*everything, return_exceptions=True)
 
 
 async def _leave(link: Link) -> None:

@@ -53,6 +53,7 @@ class Link:
 
     def __init__(self, uri: str) -> None:
         self._uri = uri
+        self._registered: list[int] = []
         self._lock = threading.Lock()
         self._connections: tuple[Any, Any] | None = None
         self._changed: Callable[[VmId | None], None] = lambda _vm: None
@@ -76,9 +77,14 @@ class Link:
     def reconnect(self) -> None:
         """Have living connections. Raises HypervisorLost."""
         for connection in self._open():
-            if not is_alive(connection):
+            if not _is_alive(connection):
                 self._drop(connection)
         self._open()
+
+    def is_alive(self) -> bool:
+        """Whether the connections stand now."""
+        with self._lock:
+            return self._connections is not None and all(_is_alive(each) for each in self._connections)
 
     def close(self) -> None:
         """Let go of the daemon for good."""
@@ -129,7 +135,7 @@ class Link:
         self._changed(VmId(domain.name()))
 
 
-def is_alive(connection: Any) -> bool:
+def _is_alive(connection: Any) -> bool:
     """Whether the connection's socket still stands."""
     try:
         return bool(connection.isAlive())

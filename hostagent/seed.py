@@ -44,6 +44,7 @@ def seed_iso(files: dict[str, bytes]) -> bytes:
         short = "/" + name.upper().replace("-", "_") + ".;1"
         iso.add_fp(io.BytesIO(data), len(data), short, rr_name=name, joliet_path="/" + name, file_mode=0o100444)
     for descriptor in (iso.pvd, iso.joliet_vd):
+        assert descriptor is not None
         for record in (descriptor.root_dir_record, *descriptor.root_dir_record.children):
             _stop_the_clock(record)
     written = io.BytesIO()

@@ -1,220 +1,170 @@
-"""Hosts that exist only in this process: the real agent, journal and wire over the pure model of a host.
+"""Many simulated hosts in one process: real agents, journals, keys and wire over simulated hypervisors.
 
-For development, rehearsal and tests, at any number. Must not behave better than libvirt does: what libvirt
-refuses is refused, what takes time takes time, and faults can be asked for.
+What a host remembers (identity, journal, domains) lies in a directory of its own and outlives the process.
+Must not need root, libvirt or anything else of this machine.
+
+    python -m hostagent.simulated --hosts 3 --server http://127.0.0.1:8080 --token-file tokens
 """
 
-import threading
-from collections import Counter
-from collections.abc import Callable
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal
 
-import msgspec
+import click
+import structlog
 from msgspec import Struct
 
-from hostagent.hypervisor import HypervisorLost, Inventory, Scope
-from hostagent.identity import write_private
-from vmorch.core.hostcommands import (
-    Answer,
-    AwaitReady,
-    CreateDisk,
-    DomainCommand,
-    Failed,
-    FetchImage,
-    Observed,
-    StartDomain,
-    StopDomain,
-)
-from vmorch.core.hypervisor import LibvirtHost, differences, expect, observe, resolve
-from vmorch.core.ids import VmId
+from hostagent import hosting
+from hostagent import identity as files
+from hostagent.effects import Effects, real_effects
+from hostagent.enrolment import EnrolmentError, enroll
+from hostagent.identity import Identity
+from hostagent.logs import log_to_stderr
+from hostagent.simulated_hypervisor import SimulatedHypervisor, kept_host, typical_seconds
+from vmorch.bus import keys
+from vmorch.core.hypervisor import LibvirtHost
+from vmorch.core.ids import GiB, MiB
 from vmorch.core.messages import HostCommand
 from vmorch.core.spec import HostFacts
 
-GUEST_STOPS_IN = 0.05
-"""Seconds that a guest takes to power off when it is asked."""
+HOST_FILE = "host.json"
+_ENROLMENTS_AT_ONCE = 8
 
 
-def typical_seconds(command: HostCommand) -> float:
-    """About how long a small host takes, guests booting a hundred times faster than real ones."""
-    match command:
-        case FetchImage():
-            return 0.2
-        case CreateDisk() | StartDomain():
-            return 0.03
-        case AwaitReady():
-            return 0.1
-    return 0.005
+class SimulatedHostConfig(Struct, frozen=True, kw_only=True):
+    """One simulated host. `token` is needed only while `directory` holds no identity."""
 
-
-def no_seconds(_command: HostCommand) -> float:
-    """Everything happens at once."""
-    return 0.0
-
-
-class _Fault(Struct, frozen=True):
-    """`when`: the daemon goes away before or after the effect, or the command hangs, or is refused."""
-
-    when: Literal["lost-before", "lost-after", "hang", "refuse"]
-    kind: str | None
-    failure: Failed | None = None
-
-
-class SimulatedHypervisor:
-    """A `Hypervisor` on the pure model. `sleep` waits within an order's scope; `keep` is called with every
-    new state before its command is answered."""
-
-    def __init__(
-        self,
-        facts: HostFacts,
-        host: LibvirtHost,
-        *,
-        seconds: Callable[[HostCommand], float] = typical_seconds,
-        sleep: Callable[[float, Scope], None] = lambda seconds, scope: scope.pause(seconds),
-        keep: Callable[[LibvirtHost], None] = lambda host: None,
-    ) -> None:
-        self._facts = facts
-        self._host = host
-        self._seconds = seconds
-        self._sleep = sleep
-        self._keep = keep
-        self._lock = threading.Lock()
-        self._here = True
-        self._faults: list[_Fault] = []
-        self._hanging = threading.Event()
-        self._changed: Callable[[VmId | None], None] = lambda vm: None
-        self._lost: Callable[[], None] = lambda: None
-        self.begun: Counter[str] = Counter()
-        """How often a command of each kind was told to the host."""
-        self.effects: Counter[str] = Counter()
-        """How often a command of each kind changed the host."""
+    name: str
+    directory: Path
+    server_url: str
+    token: str = ""
+    cpus: int = 16
+    memory: MiB = MiB(64 * 1024)
+    local_gib: GiB = GiB(1000)
+    shared_gib: GiB = GiB(0)
+    seconds: Callable[[HostCommand], float] = typical_seconds
 
     @property
-    def host(self) -> LibvirtHost:
-        """Everything on the host now."""
-        return self._host
+    def machine_id(self) -> str:
+        """The machine's id: always the same for a name."""
+        return sha256(f"simulated host {self.name}".encode()).hexdigest()[:32]
 
+    @property
     def facts(self) -> HostFacts:
-        self._reachable()
-        return self._facts
-
-    def execute(self, command: HostCommand, scope: Scope) -> Answer:
-        scope.check()
-        self._reachable()
-        fault = self._take_fault(command.kind)
-        with self._lock:
-            self.begun[command.kind] += 1
-        if fault is not None and fault.when == "lost-before":
-            self.vanish()
-            raise HypervisorLost("the daemon ended")
-        if fault is not None and fault.when == "hang":
-            self._hanging.clear()
-            while not self._hanging.is_set():
-                self._sleep(0.02, scope)
-        self._sleep(self._takes(command), scope)
-        self._reachable()
-        if fault is not None and fault.failure is not None:
-            return fault.failure
-        answer = self._apply(command)
-        if fault is not None and fault.when == "lost-after":
-            self.vanish()
-            raise HypervisorLost("the daemon ended")
-        return answer
-
-    def resolve(self, command: HostCommand) -> Answer:
-        self._reachable()
-        return resolve(self._host, command)
-
-    def inventory(self) -> Inventory:
-        self._reachable()
-        host = self._host
-        return Inventory(
-            domains={vm: observe(host, vm) for vm in host.domains},
-            configuration={vm: found for vm, domain in host.domains.items() if (found := differences(domain))},
-            unmanaged=host.foreign,
+        """What the host says it is."""
+        return HostFacts(
+            hostname=self.name,
+            machine_id=self.machine_id,
+            cpus=self.cpus,
+            memory=self.memory,
+            local_gib=self.local_gib,
+            shared_gib=self.shared_gib,
+            shared_id="simulated-shared" if self.shared_gib else "",
+            accel="simulated",
+            networks=("default",),
         )
 
-    def observe(self, vm: VmId) -> Observed:
-        self._reachable()
-        return observe(self._host, vm)
 
-    def watch(self, changed: Callable[[VmId | None], None], lost: Callable[[], None]) -> None:
-        self._changed, self._lost = changed, lost
+async def run_simulated_hosts(
+    hosts: list[SimulatedHostConfig],
+    stop: asyncio.Event,
+    begun: Callable[[str, SimulatedHypervisor], None] = lambda name, hypervisor: None,
+) -> None:
+    """Enrol those hosts that are not yet, and be the agent of all of them until `stop`. `begun` is called with
+    each host's name when orders can come, and with its hypervisor, of which faults can be asked.
 
-    def reconnect(self) -> None:
-        self._reachable()
-
-    def close(self) -> None:
-        self._changed, self._lost = (lambda vm: None), (lambda: None)
-
-    def fail_next(self, failure: Failed, kind: str | None = None) -> None:
-        """Refuse the next command (of that kind) without doing it."""
-        self._faults.append(_Fault("refuse", kind, failure))
-
-    def hang_next(self, kind: str | None = None) -> None:
-        """Let the next command (of that kind) take until `release`, its withdrawal or its deadline."""
-        self._faults.append(_Fault("hang", kind))
-
-    def release(self) -> None:
-        """Let the hanging command go on."""
-        self._hanging.set()
-
-    def vanish_at_next(self, when: Literal["lost-before", "lost-after"], kind: str | None = None) -> None:
-        """Let the daemon end in the middle of the next command (of that kind), before or after its effect."""
-        self._faults.append(_Fault(when, kind))
-
-    def vanish(self) -> None:
-        """Let the daemon go away until `come_back`."""
-        self._here = False
-        self._lost()
-
-    def come_back(self) -> None:
-        """Let the daemon be reachable again."""
-        self._here = True
-
-    def tamper(self, change: Callable[[LibvirtHost], LibvirtHost]) -> None:
-        """Change the host behind its agent's back."""
-        with self._lock:
-            self._host = change(self._host)
-            self._keep(self._host)
-        self._changed(None)
-
-    def _apply(self, command: HostCommand) -> Answer:
-        with self._lock:
-            before = self._host
-            after, answer = expect(before, command)
-            if after != before:
-                self._keep(after)
-                self._host = after
-                self.effects[command.kind] += 1
-        if after is not before and isinstance(command, DomainCommand):
-            self._changed(command.vm)
-        return answer
-
-    def _takes(self, command: HostCommand) -> float:
-        host = self._host
-        match command:
-            case StopDomain(vm=vm, grace=grace) if observe(host, vm).power == "running":
-                return grace if vm in host.deaf else min(grace, GUEST_STOPS_IN)
-            case AwaitReady(vm=vm, ready=ready) if vm in host.mute:
-                return ready.within
-        return self._seconds(command)
-
-    def _take_fault(self, kind: str) -> _Fault | None:
-        with self._lock:
-            for fault in self._faults:
-                if fault.kind in (None, kind):
-                    self._faults.remove(fault)
-                    return fault
-        return None
-
-    def _reachable(self) -> None:
-        if not self._here:
-            raise HypervisorLost("the simulated daemon is away")
+    Raises an ExceptionGroup of EnrolmentError, BadKey and NotEnrolled.
+    """
+    effects = real_effects()
+    enrolling = asyncio.Semaphore(_ENROLMENTS_AT_ONCE)
+    async with asyncio.TaskGroup() as tasks:
+        for config in hosts:
+            tasks.create_task(_run(config, effects, stop, enrolling, begun), name=config.name)
 
 
-def kept_host(path: Path, new: LibvirtHost) -> tuple[LibvirtHost, Callable[[LibvirtHost], None]]:
-    """A host whose domains outlive this process in a file, as libvirt's outlive its agent: its state now, and
-    what keeps the next ones."""
-    host = msgspec.json.decode(path.read_bytes(), type=LibvirtHost) if path.exists() else new
-    return host, lambda state: write_private(path, msgspec.json.encode(state))
+async def _run(
+    config: SimulatedHostConfig,
+    effects: Effects,
+    stop: asyncio.Event,
+    enrolling: asyncio.Semaphore,
+    begun: Callable[[str, SimulatedHypervisor], None],
+) -> None:
+    async with enrolling:
+        identity, pair = await effects.blocking.run(lambda: _enrolled(config))
+    free = {"local": config.local_gib * 1024} | ({"shared": config.shared_gib * 1024} if config.shared_gib else {})
+    state, keep = kept_host(config.directory / HOST_FILE, LibvirtHost(free=free))
+    hypervisor = SimulatedHypervisor(config.facts, state, seconds=config.seconds, keep=keep)
+    await hosting.host(
+        identity, pair, config.directory, hypervisor, effects, stop, lambda: begun(config.name, hypervisor)
+    )
+
+
+def _enrolled(config: SimulatedHostConfig) -> tuple[Identity, keys.KeyPair]:
+    if not (config.directory / files.IDENTITY).exists():
+        if not config.token:
+            raise EnrolmentError("no-token", f"{config.name} is not enrolled and has no token")
+        enroll(config.server_url, config.token, config.directory, name=config.name, machine_id=config.machine_id)
+    return files.load_identity(config.directory), keys.load(config.directory / files.KEY, "user")
+
+
+@click.command(
+    epilog="""\b
+Example: three hosts of a development server, with a token for each of them in a file
+  python -m hostagent.simulated --hosts 3 --server http://127.0.0.1:8080 --token-file tokens
+"""
+)
+@click.option("--hosts", "count", type=click.IntRange(1, 10_000), default=3, show_default=True)
+@click.option("--server", required=True, help="http(s)://host:port or unix:/path of the control plane.")
+@click.option(
+    "--token-file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="One enrolment token a line, for sim-1, sim-2 ... in this order.",
+)
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("simulated-hosts"),
+    show_default=True,
+    help="Holds a directory for each host; what is there is continued.",
+)
+def main(count: int, server: str, token_file: Path | None, directory: Path) -> None:
+    """Run simulated hosts until interrupted."""
+    log_to_stderr()
+    tokens = token_file.read_text().split() if token_file else []
+    hosts = [
+        SimulatedHostConfig(
+            name=f"sim-{index + 1}",
+            directory=directory / f"sim-{index + 1}",
+            server_url=server,
+            token=tokens[index] if index < len(tokens) else "",
+        )
+        for index in range(count)
+    ]
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        await run_simulated_hosts(hosts, stop)
+
+    try:
+        asyncio.run(serve())
+    except* (EnrolmentError, keys.BadKey, files.NotEnrolled) as errors:
+        for error in _leaves(errors):
+            code = getattr(error, "code", "fault")
+            structlog.get_logger().error("simulated host not started", code=code, error=str(error))
+        raise SystemExit(1) from None
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for each in error.exceptions:
+        yield from _leaves(each)
+
+
+if __name__ == "__main__":
+    main()

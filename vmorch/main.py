@@ -13,6 +13,7 @@ import click
 import psycopg
 import structlog
 from sqlalchemy.ext.asyncio import create_async_engine
+from starlette.applications import Starlette
 
 from vmorch import __version__
 from vmorch.bus.credentials import ensure_keys, server_credentials
@@ -60,7 +61,7 @@ async def run(config: Config, stop: asyncio.Event) -> None:
         projector = Projector(log, engine)
         identity = Identity(cluster=cluster, nats_url=config.nats.url, keys=keys)
         control = Control(
-            log, link, projector, identity, SystemClock(), new_id, lambda: secrets.token_urlsafe(32)
+            log, link, projector.reached, identity, SystemClock(), new_id, lambda: secrets.token_urlsafe(32)
         )
         await projector.start()
         await control.start()
@@ -78,7 +79,7 @@ async def run(config: Config, stop: asyncio.Event) -> None:
                 task.cancel()
 
 
-def _app(config: Config, control: Control, models: ReadModels, log: EventLog, link: Link) -> object:
+def _app(config: Config, control: Control, models: ReadModels, log: EventLog, link: Link) -> Starlette:
     settings = EdgeSettings(
         cluster=config.server.cluster,
         version=__version__,
@@ -87,7 +88,7 @@ def _app(config: Config, control: Control, models: ReadModels, log: EventLog, li
         max_virtual_size=config.images.max_virtual_gib * GIB,
     )
     images = ImageStore(config.data_dir / "images")
-    return build_app(control, models, log, images, settings)
+    return build_app(control, models, log, images, settings, bus=link)
 
 
 async def _keep_partitions(log: EventLog) -> None:

@@ -40,16 +40,17 @@ async def prepare(config: Config) -> None:
     accounts = account_jwts(keys, config.server.cluster, now)
     text = nats_config(config.nats.listen, operator_jwt(keys, now), accounts)
     _write_private(Path(config.nats.config_file), text)
-    await _ensure_admin(config, data / "admin.token")
+    path = data / "admin.token"
+    await _ensure_admin(config, path, lost=not path.exists())
 
 
-async def _ensure_admin(config: Config, path: Path) -> None:
+async def _ensure_admin(config: Config, path: Path, *, lost: bool) -> None:
     """An admin's token in a private file. A lost file is made up for by a new token; the old one stays valid."""
     log = await EventLog.open(config.database.url)
     try:
         world = World(log)
         await world.load()
-        if path.exists() and _admins(world.fleet):
+        if not lost and _admins(world.fleet):
             return
         handler = Handler(Recorder(world, SystemClock()), new_id, lambda: secrets.token_urlsafe(32))
         taken = {token.name for token in world.fleet.tokens.values() if not token.revoked}

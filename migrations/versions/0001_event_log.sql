@@ -1,8 +1,9 @@
 -- One row. Its lock orders all appends: it is taken first and held to the commit, so that positions are
 -- gapless (a rollback takes its increment with it) and appear in commit order.
--- Without an index every update stays within its page and the dead versions are pruned there.
+-- A dump that runs for hours keeps every dead version of this row. The index leads to the newest one at once;
+-- hence the odd condition of the updates, which also holds for the row found after waiting for its lock.
 CREATE TABLE vmorch.log_head (
-    position    bigint      NOT NULL CHECK (position >= 0),
+    position    bigint      PRIMARY KEY CHECK (position >= 0),
     recorded_at timestamptz NOT NULL,
     incarnation text        NOT NULL
 );
@@ -93,7 +94,7 @@ CREATE FUNCTION vmorch.append(
     kinds text, schemas int[], datas text, metas text,
     requests text, name_spans int[], claimed boolean[], scopes text, names text, holders text,
     OUT first_position bigint, OUT recorded_at timestamptz, OUT problems text)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_variable
 DECLARE
     total       bigint  := (SELECT sum(c) FROM unnest(counts) AS c);
@@ -130,6 +131,7 @@ BEGIN
     -- everybody waits here; clock_timestamp() is read once the row is ours
     UPDATE vmorch.log_head AS h
        SET position = h.position + total, recorded_at = greatest(h.recorded_at, clock_timestamp())
+     WHERE h.position >= (SELECT max(l.position) FROM vmorch.log_head AS l)
      RETURNING h.position - total + 1, h.recorded_at INTO STRICT first_position, recorded_at;
     following := first_position;
 
@@ -237,7 +239,7 @@ BEGIN
     END IF;
 
     IF failed IS NOT NULL THEN
-        UPDATE vmorch.log_head AS h SET position = following - 1;
+        UPDATE vmorch.log_head AS h SET position = following - 1 WHERE h.position = first_position + total - 1;
         problems := array_to_json(failed);
     END IF;
 END $$;
@@ -248,7 +250,7 @@ END $$;
 CREATE FUNCTION vmorch.append_alone(
     stream text, expected bigint, size int, kinds text, schemas int[], datas text, metas text,
     OUT first_position bigint, OUT recorded_at timestamptz, OUT actual bigint)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
 #variable_conflict use_variable
 BEGIN
     IF size < 1 THEN
@@ -256,6 +258,7 @@ BEGIN
     END IF;
     UPDATE vmorch.log_head AS h
        SET position = h.position + size, recorded_at = greatest(h.recorded_at, clock_timestamp())
+     WHERE h.position >= (SELECT max(l.position) FROM vmorch.log_head AS l)
      RETURNING h.position - size + 1, h.recorded_at INTO first_position, recorded_at;
     IF expected = 0 THEN
         INSERT INTO vmorch.streams AS s VALUES (stream, size, first_position)
@@ -265,7 +268,7 @@ BEGIN
          WHERE s.stream = append_alone.stream AND s.version = expected;
     END IF;
     IF NOT FOUND THEN
-        UPDATE vmorch.log_head AS h SET position = first_position - 1;
+        UPDATE vmorch.log_head AS h SET position = first_position - 1 WHERE h.position = first_position + size - 1;
         actual := coalesce((SELECT s.version FROM vmorch.streams AS s WHERE s.stream = append_alone.stream), 0);
     ELSIF size = 1 THEN
         INSERT INTO vmorch.events VALUES

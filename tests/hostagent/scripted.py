@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
+from msgspec.structs import replace
+
 from hostagent.agent import Agent
 from hostagent.effects import Effects
 from hostagent.hypervisor import Hypervisor
@@ -15,7 +17,7 @@ from hostagent.identity import JOURNAL
 from hostagent.journal import Journal
 from hostagent.pinning import Pins
 from hostagent.session import Party
-from hostagent.simulated import SimulatedHypervisor, no_seconds
+from hostagent.simulated_hypervisor import SimulatedHypervisor, no_seconds
 from hostagent.threads import Threads
 from vmorch.bus.bus import to_sending_host
 from vmorch.bus.keys import create, verifier
@@ -45,9 +47,7 @@ from vmorch.wire.envelopes import (
 CLUSTER, HOST, INCARNATION, MACHINE = "lab", HostId("h1"), "first", "0123456789abcdef"
 DISK = DiskSpec(name="vda", size=GiB(1))
 SPEC = VmSpec(vcpus=1, max_vcpus=4, memory=MiB(128), max_memory=MiB(256), disks=(DISK,))
-FACTS = HostFacts(
-    hostname="h1", machine_id=MACHINE, cpus=8, memory=MiB(16384), local_gib=GiB(100), accel="simulated"
-)
+FACTS = HostFacts(hostname="h1", machine_id=MACHINE, cpus=8, memory=MiB(16384), local_gib=GiB(100), accel="simulated")
 
 
 async def until(condition: Callable[[], object], within: float = 10.0) -> None:
@@ -87,7 +87,7 @@ class ControlPlane:
         report: Report = unseal(data, Report, verifier(self.host_key.public))
         if self.refuse:
             return seal(Confirmation(code=self.refuse.pop(0), message="scripted"), self.keys)
-        if isinstance(report.items[:1], tuple) and report.items and isinstance(report.items[0], Hello):
+        if report.items and isinstance(report.items[0], Hello):
             self.session = report.session
         elif report.session != self.session:
             return seal(Confirmation(code="stale-session"), self.keys)
@@ -119,16 +119,16 @@ class ControlPlane:
 
     def order(self, command: HostCommand, id: str = "", **changed: object) -> Order:
         """An order as it would be sent now, but for what is changed."""
-        fields = {
-            "id": id or str(uuid4()),
-            "host": HOST,
-            "session": self.session,
-            "incarnation": self.incarnation,
-            "epoch": 1,
-            "deadline": 30.0,
-            "command": pack(command),
-        } | changed
-        return Order(**fields)  # type: ignore[arg-type]
+        order = Order(
+            id=CommandId(id or str(uuid4())),
+            host=HOST,
+            session=self.session,
+            incarnation=self.incarnation,
+            epoch=1,
+            deadline=30.0,
+            command=pack(command),
+        )
+        return replace(order, **changed)
 
     async def send(self, said: Order | Withdrawal, signer: Signer | None = None) -> Receipt:
         """Send an order and return its receipt."""
@@ -214,13 +214,16 @@ async def agent(
 
 @asynccontextmanager
 async def host(
-    directory: Path, hypervisor: Hypervisor
+    directory: Path, hypervisor: Hypervisor, *, earlier: ControlPlane | None = None, grace: float = 5.0
 ) -> AsyncIterator[tuple[ControlPlane, Process, MemoryBus]]:
-    """A control plane and one agent that has said hello."""
+    """A control plane and one agent that has said hello. With `earlier`, that control plane goes on."""
     bus = MemoryBus()
     plane = ControlPlane(bus)
+    if earlier is not None:
+        plane.keys, plane.host_key = earlier.keys, earlier.host_key
+        plane.position, plane.incarnation = earlier.position, earlier.incarnation
     await plane.serve()
-    async with agent(bus, plane, directory, hypervisor) as process:
+    async with agent(bus, plane, directory, hypervisor, grace=grace) as process:
         await until(lambda: plane.session)
         yield plane, process, bus
 

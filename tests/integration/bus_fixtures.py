@@ -162,5 +162,5 @@ def a_broker(directory: Path) -> Iterator[Broker]:
 async def until(condition: Callable[[], bool], within: float = 20) -> None:
     """Return when the condition holds; fail if it does not within so many seconds."""
     async with asyncio.timeout(within):
-        while not condition():
+        while not condition():  # noqa: ASYNC110  what is waited for happens in another process
             await asyncio.sleep(0.01)

@@ -4,8 +4,8 @@ An image comes from anywhere, and programs that believe its header open whatever
 knows two formats, qcow2 and raw, and refuses everything that it does not know. It must not open, seek or
 allocate by the image's own figures: the caller hands in how to read, and few bytes are ever asked for.
 
-Codes of refusal: `hostile-image` (reaches for other data, or is two things at once), `unsupported-image` (another
-format or a feature that has no place in a template), `broken-image` (contradicts itself), `image-too-large`.
+Refuses with `hostile-image` (reaches beyond itself, contradicts itself, or is something else than these two) or with
+`image-too-large`.
 """
 
 from collections.abc import Callable
@@ -30,10 +30,10 @@ _RAW_EXTERNAL = 1 << 1  # among the autoclear bits
 _END_OF_EXTENSIONS = 0
 _FEATURE_NAMES = 0x6803F857
 _REFUSED_EXTENSIONS = {
-    0xE2792ACA: ("hostile-image", "names the format of a backing file"),
-    0x44415441: ("hostile-image", "names an external data file"),
-    0x0537BE77: ("unsupported-image", "is encrypted (LUKS header)"),
-    0x23852875: ("unsupported-image", "carries persistent bitmaps"),
+    0xE2792ACA: "names the format of a backing file",
+    0x44415441: "names an external data file",
+    0x0537BE77: "is encrypted (LUKS header)",
+    0x23852875: "carries persistent bitmaps",
 }
 
 _FOREIGN_STARTS = (
@@ -81,11 +81,10 @@ def read_image_header(
     `declared` is what its owner says it is; anything else is refused. Sizes are in bytes.
     """
     if size <= 0:
-        raise Rejected("broken-image", "the image is empty")
+        raise _hostile("the image is empty")
     found: ImageFormat = "qcow2" if read_at(0, len(_QCOW2)) == _QCOW2 else "raw"
     if declared is not None and declared != found:
-        raise Rejected(
-            "hostile-image",
+        raise _hostile(
             f"the image was declared {declared} but its first bytes are those of a {found} one",
         )
     if found == "qcow2":
@@ -95,11 +94,9 @@ def read_image_header(
         _refuse_foreign(read_at, size)
         virtual = size
     if virtual > max_virtual_size:
-        raise Rejected(
-            "image-too-large", f"the image's disk has {virtual} bytes; {max_virtual_size} are allowed"
-        )
+        raise Rejected("image-too-large", f"the image's disk has {virtual} bytes; {max_virtual_size} are allowed")
     if virtual == 0 or virtual % _SECTOR:
-        raise Rejected("broken-image", f"the image's disk has {virtual} bytes, not a number of whole sectors")
+        raise _hostile(f"the image's disk has {virtual} bytes, not a number of whole sectors")
     return ImageHeader(found, virtual)
 
 
@@ -111,22 +108,22 @@ class _Qcow2:
         self._size = size
         self._head = read_at(0, _V3_HEADER + 8)
         if len(self._head) < _V2_HEADER:
-            raise Rejected("broken-image", "the qcow2 header is cut off")
+            raise _hostile("the qcow2 header is cut off")
 
     def check(self) -> int:
         """The virtual size in bytes, or Rejected."""
         version = self._u32(4)
         if version not in (2, 3):
-            raise Rejected("unsupported-image", f"qcow2 version {version} is not known")
+            raise _hostile(f"qcow2 version {version} is not known")
         if self._u64(8) or self._u32(16):
-            raise Rejected("hostile-image", "the image names a backing file")
+            raise _hostile("the image names a backing file")
         if self._u32(32):
-            raise Rejected("unsupported-image", "the image is encrypted")
+            raise _hostile("the image is encrypted")
         if self._u32(60):
-            raise Rejected("unsupported-image", f"the image holds {self._u32(60)} internal snapshots")
+            raise _hostile(f"the image holds {self._u32(60)} internal snapshots")
         cluster_bits = self._u32(20)
         if not 9 <= cluster_bits <= 21:
-            raise Rejected("broken-image", f"clusters of 2^{cluster_bits} bytes are not allowed")
+            raise _hostile(f"clusters of 2^{cluster_bits} bytes are not allowed")
         header_length, incompatible = (_V2_HEADER, 0) if version == 2 else self._check_version_3(cluster_bits)
         self._check_tables(1 << cluster_bits, extended=bool(incompatible & _EXTENDED_L2))
         self._check_extensions(header_length, 1 << cluster_bits)
@@ -134,41 +131,41 @@ class _Qcow2:
 
     def _check_version_3(self, cluster_bits: int) -> tuple[int, int]:
         if len(self._head) < _V3_HEADER:
-            raise Rejected("broken-image", "the qcow2 header is cut off")
+            raise _hostile("the qcow2 header is cut off")
         incompatible, autoclear = self._u64(72), self._u64(88)
         if incompatible & _DATA_FILE or autoclear & _RAW_EXTERNAL:
-            raise Rejected("hostile-image", "the image keeps its data in an external file")
+            raise _hostile("the image keeps its data in an external file")
         if incompatible & (_DIRTY | _CORRUPT):
-            raise Rejected("broken-image", "the image is marked as dirty or corrupt")
+            raise _hostile("the image is marked as dirty or corrupt")
         unknown = incompatible & ~(_COMPRESSION | _EXTENDED_L2)
         if unknown:
-            raise Rejected("unsupported-image", f"the image needs unknown features (bits {unknown:#x})")
+            raise _hostile(f"the image needs unknown features (bits {unknown:#x})")
         if incompatible & _EXTENDED_L2 and cluster_bits < 14:
-            raise Rejected("broken-image", "extended L2 entries need clusters of at least 16 KiB")
+            raise _hostile("extended L2 entries need clusters of at least 16 KiB")
         if self._u32(96) > 6:
-            raise Rejected("broken-image", f"refcounts of 2^{self._u32(96)} bits are not allowed")
+            raise _hostile(f"refcounts of 2^{self._u32(96)} bits are not allowed")
         length = self._u32(100)
         if length < _V3_HEADER or length % 8 or length > min(1 << cluster_bits, self._size):
-            raise Rejected("broken-image", f"a header of {length} bytes is not allowed")
+            raise _hostile(f"a header of {length} bytes is not allowed")
         compression = self._head[104] if length > _V3_HEADER and len(self._head) > _V3_HEADER else 0
         if compression > 1 or bool(compression) != bool(incompatible & _COMPRESSION):
-            raise Rejected("unsupported-image", f"compression type {compression} is not known or not announced")
+            raise _hostile(f"compression type {compression} is not known or not announced")
         return length, incompatible
 
     def _check_tables(self, cluster: int, *, extended: bool) -> None:
         virtual, l1_entries = self._u64(24), self._u32(36)
         covered = cluster * (cluster // (16 if extended else 8))
         if l1_entries * 8 > _MAX_L1_BYTES or l1_entries < -(-virtual // covered):
-            raise Rejected("broken-image", f"an L1 table of {l1_entries} entries does not fit {virtual} bytes")
+            raise _hostile(f"an L1 table of {l1_entries} entries does not fit {virtual} bytes")
         self._within("L1 table", self._u64(40), l1_entries * 8, cluster)
         refcount_bytes = self._u32(56) * cluster
         if not 0 < refcount_bytes <= _MAX_REFCOUNT_TABLE_BYTES:
-            raise Rejected("broken-image", f"a refcount table of {refcount_bytes} bytes is not allowed")
+            raise _hostile(f"a refcount table of {refcount_bytes} bytes is not allowed")
         self._within("refcount table", self._u64(48), refcount_bytes, cluster)
 
     def _within(self, what: str, offset: int, length: int, cluster: int) -> None:
         if offset % cluster or (length and offset < cluster) or offset + length > self._size:
-            raise Rejected("broken-image", f"the {what} at {offset} does not lie inside the image")
+            raise _hostile(f"the {what} at {offset} does not lie inside the image")
 
     def _check_extensions(self, start: int, cluster: int) -> None:
         area = self._read_at(0, min(cluster, self._size))
@@ -180,12 +177,11 @@ class _Qcow2:
             if kind == _END_OF_EXTENSIONS:
                 return
             if kind in _REFUSED_EXTENSIONS:
-                code, why = _REFUSED_EXTENSIONS[kind]
-                raise Rejected(code, f"the image {why}")
+                raise _hostile(f"the image {_REFUSED_EXTENSIONS[kind]}")
             if kind != _FEATURE_NAMES:
-                raise Rejected("unsupported-image", f"header extension {kind:#010x} is not known")
+                raise _hostile(f"header extension {kind:#010x} is not known")
             at += 8 + -(-length // 8) * 8
-        raise Rejected("broken-image", "the header extensions have no end")
+        raise _hostile("the header extensions have no end")
 
     def _u32(self, at: int) -> int:
         return int.from_bytes(self._head[at : at + 4], "big")
@@ -194,18 +190,22 @@ class _Qcow2:
         return int.from_bytes(self._head[at : at + 8], "big")
 
 
+def _hostile(reason: str) -> Rejected:
+    return Rejected("hostile-image", reason)
+
+
 def _refuse_foreign(read_at: ReadAt, size: int) -> None:
     """A raw disk may hold anything but another format's marks: a program that guesses would follow them."""
     start = read_at(0, 1024)
     for magic, name in _FOREIGN_STARTS:
         if start.startswith(magic):
-            raise Rejected("hostile-image", f"the image was taken for raw but it is {name}")
+            raise _hostile(f"the image was taken for raw but it is {name}")
     if start[64:68] == _VDI_MAGIC:
-        raise Rejected("hostile-image", "the image was taken for raw but it is VDI")
+        raise _hostile("the image was taken for raw but it is VDI")
     if _is_vmdk_description(start):
-        raise Rejected("hostile-image", "the image was taken for raw but it is a VMDK description")
+        raise _hostile("the image was taken for raw but it is a VMDK description")
     if start[257:262] == b"ustar":
-        raise Rejected("hostile-image", "the image was taken for raw but it is a tar archive")
+        raise _hostile("the image was taken for raw but it is a tar archive")
     _refuse_footer(read_at, size)
 
 
@@ -221,13 +221,13 @@ def _is_vmdk_description(start: bytes) -> bool:
 def _refuse_second_format(read_at: ReadAt, size: int) -> None:
     _refuse_footer(read_at, size)
     if read_at(_ISO_MAGIC_AT, 5) == b"CD001":
-        raise Rejected("hostile-image", "the image is qcow2 and ISO 9660 at once")
+        raise _hostile("the image is qcow2 and ISO 9660 at once")
 
 
 def _refuse_footer(read_at: ReadAt, size: int) -> None:
     # 511: a VHD footer that old writers made one byte short
     tail = read_at(max(0, size - _SECTOR), _SECTOR)
     if tail[:8] == b"conectix" or tail[1:9] == b"conectix":
-        raise Rejected("hostile-image", "the image ends in the footer of a VHD")
+        raise _hostile("the image ends in the footer of a VHD")
     if tail[:4] == b"koly":
-        raise Rejected("hostile-image", "the image ends in the footer of a DMG")
+        raise _hostile("the image ends in the footer of a DMG")

@@ -13,6 +13,7 @@ from msgspec import Struct
 from starlette.requests import Request
 from starlette.responses import Response
 
+from vmorch.core.aggregates.host import Host
 from vmorch.core.aggregates.token import Role, Token
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import RequestId
@@ -45,12 +46,13 @@ class Services:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """A request whose sender is known and may make it. `token` is None for hosts and for what anyone may ask."""
+    """A request whose sender is known and may make it. The sender is the bearer of `token`, or `host`."""
 
     request: Request
     request_id: RequestId
     caller: Caller
     token: Token | None
+    host: Host | None
     services: Services
 
     @property
@@ -65,8 +67,8 @@ class Call:
 
 Handler = Callable[[Call], Awaitable[Response]]
 
-Access = Role | Literal["anyone", "host or operator"]
-"""Who may use a route: bearers of a role (or one that includes it), anyone at all, or an enrolled host as well."""
+Access = Role | Literal["anyone", "host", "host or operator"]
+"""Who may use a route: bearers of a role (or of one that includes it), enrolled hosts, both, or anyone at all."""
 
 
 class Parameter(Struct, frozen=True, kw_only=True):

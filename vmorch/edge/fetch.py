@@ -9,7 +9,7 @@ import asyncio
 import re
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urljoin, urlsplit
 
@@ -55,7 +55,7 @@ class Download(Struct, frozen=True, kw_only=True):
     """A response that has begun: its size in bytes if told, and its body."""
 
     total: int | None
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncGenerator[bytes, None]
 
 
 def target_of(url: str) -> Target:
@@ -215,7 +215,7 @@ class Fetcher:
             raise Rejected("image-too-large", f"{total} bytes; {self._max_bytes} are allowed")
         return total
 
-    async def _chunks(self, response: httpx2.Response, target: Target) -> AsyncIterator[bytes]:
+    async def _chunks(self, response: httpx2.Response, target: Target) -> AsyncGenerator[bytes, None]:
         size = 0
         async for chunk in response.aiter_raw():
             size += len(chunk)

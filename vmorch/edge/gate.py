@@ -4,13 +4,16 @@ Deny by default: a handler is reached only through a line of the table, and each
 """
 
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 import structlog
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from vmorch.core.aggregates.token import RANK, Token
+from vmorch.core.aggregates.host import Host
+from vmorch.core.aggregates.token import RANK, Role, Token
 from vmorch.core.errors import Rejected
+from vmorch.core.fleet import Fleet
 from vmorch.core.ids import RequestId
 from vmorch.edge import identity, problems, requests
 from vmorch.edge.answers import POSITION_HEADER
@@ -42,7 +45,7 @@ class Gate:
         id, actor = RequestId(self._services.new_id()), NOBODY
         try:
             id = requests.request_id(request, lambda: id)
-            call = self._admit(route.access, request, id)
+            call = self._admit(route, request, id)
             actor = call.caller.actor
             response = await route.handler(call)
         except Rejected as refusal:
@@ -70,26 +73,43 @@ class Gate:
         )
         return response
 
-    def _admit(self, access: Access, request: Request, id: RequestId) -> Call:
-        token: Token | None = None
-        caller = Caller(actor=NOBODY, role="viewer", request=id)
+    def _admit(self, route: Route, request: Request, id: RequestId) -> Call:
+        token, host = self._sender(route.access, request)
+        if route.listed:
+            requests.only(request, [each.name for each in route.parameters])
+        actor = NOBODY
+        if token is not None:
+            actor = token.name
+        elif host is not None:
+            actor = f"host:{host.name}"
+        caller = Caller(
+            actor=actor,
+            role="viewer" if token is None else token.role,
+            reason=requests.reason(request),
+            request=id,
+            traceparent=requests.traceparent(request),
+        )
+        return Call(request=request, request_id=id, caller=caller, token=token, host=host, services=self._services)
+
+    def _sender(self, access: Access, request: Request) -> tuple[Token | None, Host | None]:
         fleet, now = self._services.control.fleet, self._services.now()
-        if access == "host or operator" and identity.signed_by_host(request):
-            host = identity.signing_host(request, fleet, now)
-            caller = Caller(actor=f"host:{host.name}", role="viewer", request=id)
-        elif access != "anyone":
-            token = self._bearers.token(fleet, identity.bearer(request), now)
-            needed = "operator" if access == "host or operator" else access
-            if needed not in RANK[token.role]:
-                raise Rejected("forbidden", f"{token.name} is {token.role}; this needs {needed}")
-            caller = Caller(
-                actor=token.name,
-                role=token.role,
-                reason=requests.reason(request),
-                request=id,
-                traceparent=requests.traceparent(request),
-            )
-        return Call(request=request, request_id=id, caller=caller, token=token, services=self._services)
+        match access:
+            case "anyone":
+                return None, None
+            case "host":
+                return None, identity.signing_host(request, fleet, now)
+            case "host or operator":
+                if identity.signed_by_host(request):
+                    return None, identity.signing_host(request, fleet, now)
+                return self._bearer("operator", request, fleet, now), None
+            case _:
+                return self._bearer(access, request, fleet, now), None
+
+    def _bearer(self, needed: Role, request: Request, fleet: Fleet, now: datetime) -> Token:
+        token = self._bearers.token(fleet, identity.bearer(request), now)
+        if needed not in RANK[token.role]:
+            raise Rejected("forbidden", f"{token.name} is {token.role}; this needs {needed}")
+        return token
 
     def _mark(self, response: Response, id: RequestId) -> None:
         response.headers[requests.REQUEST_HEADER] = id

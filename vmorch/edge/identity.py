@@ -64,7 +64,7 @@ def signed_by_host(request: Request) -> bool:
 def signing_host(request: Request, fleet: Fleet, now: datetime) -> Host:
     """The enrolled host that signed method, path and time of this request. Raises Rejected `unauthenticated`."""
     headers = request.headers
-    host = fleet.hosts.get(HostId(headers[HOST_HEADER]))
+    host = fleet.hosts.get(HostId(headers.get(HOST_HEADER, "")))
     stamp = headers.get(TIME_HEADER, "")
     if host is None or host.retired or not host.key:
         raise Rejected("unauthenticated", "no such host is enrolled")

@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -92,8 +92,8 @@ class ImageStore:
         if total is not None and total > max_bytes:
             raise _too_large(total, max_bytes)
         self._room_for(total or 0)
-        handle, name = tempfile.mkstemp(dir=self.directory, prefix=_INCOMING)
-        incoming = Path(name)
+        # mkstemp gives 0600
+        handle, incoming = tempfile.mkstemp(dir=self.directory, prefix=_INCOMING)
         try:
             with os.fdopen(handle, "r+b", buffering=0) as file:
                 digest, size = await self._write(file.fileno(), chunks, max_bytes, progress)
@@ -119,7 +119,8 @@ class ImageStore:
                 raise Rejected("server-disk-full", f"no room for the image: {error.strerror}") from error
             raise
         finally:
-            incoming.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                os.unlink(incoming)
         return Stored(digest=Digest(digest), format=header.format, size=size, virtual_size=header.virtual_size)
 
     @contextmanager

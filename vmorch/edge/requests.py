@@ -4,7 +4,7 @@ Must not act on any of it.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import datetime
 from typing import TypeVar
 
@@ -72,9 +72,9 @@ async def body(request: Request, type: type[T], *, limit: int = MAX_BODY) -> T:
         raise Rejected("bad-request", f"the body is not JSON: {error}") from error
 
 
-def only(request: Request, *known: str) -> None:
+def only(request: Request, known: Collection[str]) -> None:
     """Refuse parameters that nothing reads: a misspelt filter must not become none. Raises Rejected."""
-    unknown = sorted(set(request.query_params) - set(known))
+    unknown = sorted(set(request.query_params).difference(known))
     if unknown:
         raise Rejected("bad-request", f"unknown parameter {', '.join(unknown)}", facts={"known": sorted(known)})
 

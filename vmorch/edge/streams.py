@@ -4,8 +4,8 @@ Must not keep anything for a reader that is gone; whoever comes back says from w
 """
 
 import asyncio
-from collections.abc import AsyncIterator
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, TypeVar
 
 from starlette.responses import StreamingResponse
 
@@ -27,27 +27,27 @@ def response(lines: AsyncIterator[bytes]) -> StreamingResponse:
     return StreamingResponse(lines, 200, headers, MEDIA_TYPE)
 
 
-async def lively(source: AsyncIterator[T], stopping: asyncio.Event, every: float) -> AsyncIterator[T | None]:
+async def lively(source: AsyncIterator[T], stopping: asyncio.Event, every: float) -> AsyncGenerator[T | None, None]:
     """What `source` yields, None after each `every` seconds of silence; over when it is or when `stopping` is set."""
-    nothing = object()
     stop = asyncio.ensure_future(stopping.wait())
-    coming: asyncio.Future[T | object] | None = None
+    coming: asyncio.Future[tuple[T] | None] | None = None
     try:
         while True:
             # one pending fetch lives across silences: cancelling it would end the source
-            coming = coming or asyncio.ensure_future(_next(source, nothing))
-            await asyncio.wait({coming, stop}, timeout=every, return_when=asyncio.FIRST_COMPLETED)
+            coming = coming or asyncio.ensure_future(_next(source))
+            both: set[asyncio.Future[Any]] = {coming, stop}
+            await asyncio.wait(both, timeout=every, return_when=asyncio.FIRST_COMPLETED)
             if stop.done():
                 return
             if not coming.done():
                 yield None
                 continue
             come, coming = coming.result(), None
-            if come is nothing:
+            if come is None:
                 return
-            yield come  # type: ignore[misc]  # everything but `nothing` came from the source
+            yield come[0]
     finally:
-        pending = [each for each in (coming, stop) if each is not None]
+        pending: list[asyncio.Future[Any]] = [each for each in (coming, stop) if each is not None]
         for each in pending:
             each.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
@@ -56,5 +56,9 @@ async def lively(source: AsyncIterator[T], stopping: asyncio.Event, every: float
             await close()
 
 
-async def _next(source: AsyncIterator[T], nothing: object) -> T | object:
-    return await anext(source, nothing)
+async def _next(source: AsyncIterator[T]) -> tuple[T] | None:
+    """The next one in a tuple; None at the end."""
+    try:
+        return (await anext(source),)
+    except StopAsyncIteration:
+        return None

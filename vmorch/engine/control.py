@@ -4,7 +4,7 @@ Composed once per server process. Must not contain decisions of its own.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -22,8 +22,10 @@ from vmorch.engine.recorder import Recorder
 from vmorch.engine.reports import Reports
 from vmorch.engine.world import World
 from vmorch.log.interface import Log
-from vmorch.views.projector import Projector
 from vmorch.wire import subjects
+
+Reached = Callable[[Position, float], Awaitable[bool]]
+"""Whether the read models stand at a position within so many seconds."""
 
 LIFETIME = timedelta(hours=1)
 """How long a host's bus credentials last."""
@@ -53,12 +55,12 @@ class Control(Handler):
     """One control plane: its world, its commands and its two engines."""
 
     def __init__(
-        self, log: Log, bus: Bus, projector: Projector, identity: Identity, clock: Clock, ids: Ids, secrets: Secrets
+        self, log: Log, bus: Bus, reached: Reached, identity: Identity, clock: Clock, ids: Ids, secrets: Secrets
     ) -> None:
         self.world = World(log)
         super().__init__(Recorder(self.world, clock), ids, secrets)
         self.bus = bus
-        self.projector = projector
+        self.reached = reached
         self.identity = identity
         keys, cluster = identity.keys, identity.cluster
         self.operations = Operations(self.recorder, bus, cluster, keys.server, log.incarnation)
@@ -101,7 +103,7 @@ class Control(Handler):
 
     async def settled(self, position: Position, timeout: float) -> bool:
         """Whether the read models show everything up to `position` within `timeout` seconds."""
-        return await self.projector.reached(position, timeout)
+        return await self.reached(position, timeout)
 
     def changes(self) -> AsyncIterator[Position]:
         """The position now, and again whenever it has moved."""

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from vmorch.core.ids import Position, Stream
-from vmorch.core.records import Append, NewEvent
+from vmorch.core.records import Append
 from vmorch.log.errors import InvalidAppend, LogError, NameTaken, VersionConflict
 from vmorch.log.interface import Appended
 
@@ -53,16 +53,16 @@ _problems = msgspec.json.Decoder(list[Repeated | Outdated | Taken])
 
 
 class Encoded(Struct, frozen=True):
-    """One append's share of every column."""
+    """One append's share of every column; of those that have a line per event, the lines already joined."""
 
     size: int
     streams: list[bytes]
     expected: list[int]
     counts: list[int]
-    kinds: list[bytes]
+    kinds: bytes
     schemas: list[int]
-    datas: list[bytes]
-    metas: list[bytes]
+    datas: bytes
+    metas: bytes
     request: bytes
     claimed: list[bool]
     scopes: list[bytes]
@@ -72,7 +72,7 @@ class Encoded(Struct, frozen=True):
 
 def encode(append: Append) -> Encoded:
     """The append as lines. Raises `InvalidAppend` for what the log could not hold or return unchanged."""
-    check(append)
+    _check(append)
     events = [event for part in append.streams for event in part.events]
     touched = [(False, name) for name in append.releases] + [(True, name) for name in append.claims]
     return Encoded(
@@ -80,10 +80,10 @@ def encode(append: Append) -> Encoded:
         streams=[_line(part.stream, "stream") for part in append.streams],
         expected=[part.expected for part in append.streams],
         counts=[len(part.events) for part in append.streams],
-        kinds=[_line(event.kind, "kind") for event in events],
+        kinds=_lines([_text(event.kind) for event in events], "kind"),
         schemas=[event.schema for event in events],
-        datas=[event.data for event in events],
-        metas=[event.meta for event in events],
+        datas=_lines([event.data for event in events], "data"),
+        metas=_lines([event.meta for event in events], "meta"),
         request=b"" if append.request is None else _line(append.request, "request id"),
         claimed=[claimed for claimed, _ in touched],
         scopes=[_line(name.scope, "scope") for _, name in touched],
@@ -92,8 +92,7 @@ def encode(append: Append) -> Encoded:
     )
 
 
-def check(append: Append) -> None:
-    """Raise `InvalidAppend` unless the append has events, distinct streams and one-line documents."""
+def _check(append: Append) -> None:
     streams = {part.stream for part in append.streams}
     if len(streams) != len(append.streams):
         raise InvalidAppend("a stream appears twice in one append")
@@ -102,8 +101,6 @@ def check(append: Append) -> None:
     for part in append.streams:
         if part.expected < 0:
             raise InvalidAppend(f"version {part.expected} of {part.stream} cannot be")
-        for event in part.events:
-            _check_event(event)
 
 
 def columns(batch: Sequence[Encoded]) -> list[bytes]:
@@ -114,10 +111,10 @@ def columns(batch: Sequence[Encoded]) -> list[bytes]:
         b"\n".join(line for one in batch for line in one.streams),
         _numbers(version for one in batch for version in one.expected),
         _numbers(count for one in batch for count in one.counts),
-        b"\n".join(line for one in batch for line in one.kinds),
+        b"\n".join([one.kinds for one in batch]),
         _numbers(schema for one in batch for schema in one.schemas),
-        b"\n".join(line for one in batch for line in one.datas),
-        b"\n".join(line for one in batch for line in one.metas),
+        b"\n".join([one.datas for one in batch]),
+        b"\n".join([one.metas for one in batch]),
         b"\n".join(one.request for one in batch) if any(one.request for one in batch) else b"",
         _numbers(len(one.claimed) for one in batch) if named else b"{}",
         b"{" + b",".join(b"t" if claimed else b"f" for one in batch for claimed in one.claimed) + b"}",
@@ -163,10 +160,10 @@ def columns_alone(one: Encoded) -> list[bytes]:
         one.streams[0],
         b"%d" % one.expected[0],
         b"%d" % one.size,
-        b"\n".join(one.kinds),
+        one.kinds,
         _numbers(one.schemas),
-        b"\n".join(one.datas),
-        b"\n".join(one.metas),
+        one.datas,
+        one.metas,
     ]
 
 
@@ -188,20 +185,25 @@ def _moment(value: bytes | None) -> datetime:
     return _EPOCH + timedelta(microseconds=_number(value))
 
 
-def _check_event(event: NewEvent) -> None:
-    if not event.data or not event.meta:
-        raise InvalidAppend(f"{event.kind} lacks its data or meta")
-    if b"\n" in event.data or b"\n" in event.meta:
-        raise InvalidAppend(f"the JSON of {event.kind} spans lines")
+def _lines(lines: list[bytes], what: str) -> bytes:
+    # one look at the joined text instead of one at each line
+    joined = b"\n".join(lines)
+    if b"" in lines or joined.count(b"\n") != len(lines) - 1 or b"\0" in joined:
+        raise InvalidAppend(f"an event's {what} is empty or spans lines")
+    return joined
 
 
 def _line(text: str, what: str) -> bytes:
     if not text or "\n" in text or "\0" in text:
         raise InvalidAppend(f"{text!r} is no {what}")
+    return _text(text)
+
+
+def _text(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise InvalidAppend(f"{text!r} is no {what}") from None
+        raise InvalidAppend(f"{text!r} is no text") from None
 
 
 def _numbers(numbers: Iterable[int]) -> bytes:

@@ -102,7 +102,7 @@ class Committer:
                 self._committed()
 
     async def _write(self, batch: list[Encoded]) -> list[Appended | LogError]:
-        if self._writer is not None and self._writer.broken:
+        if self._writer is not None and not self._writer.is_usable():
             await self._disconnect()
         if self._writer is None:
             self._writer = await Writer.open(self._url, STATEMENTS)

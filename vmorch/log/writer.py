@@ -5,7 +5,9 @@ mostly their overhead. Must not know what an append is.
 """
 
 import asyncio
-from collections.abc import Sequence
+import select
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Self
 
 import psycopg
@@ -18,10 +20,10 @@ from vmorch.log.errors import LogUnavailable
 
 
 class Writer:
-    """Runs prepared statements one at a time. Once `broken` it stays so: open another."""
+    """Runs prepared statements one at a time. Once it is not usable it stays so: open another."""
 
     def __init__(self, connection: psycopg.AsyncConnection) -> None:
-        self.broken = False
+        self._broken = False
         self._connection = connection
         self._libpq = connection.pgconn
         self._socket = connection.fileno()
@@ -29,6 +31,8 @@ class Writer:
         self._answer: asyncio.Future[PGresult] | None = None
         self._result: PGresult | None = None
         self._loop.add_reader(self._socket, self._readable)
+        self._input = select.poll()
+        self._input.register(self._socket, select.POLLIN)
 
     @classmethod
     async def open(cls, url: str, statements: dict[bytes, bytes]) -> Self:
@@ -36,8 +40,7 @@ class Writer:
         writer = cls(await connect(url))
         try:
             for name, query in statements.items():
-                writer._libpq.send_prepare(name, query)
-                await writer._answered()
+                await writer._answered(partial(writer._libpq.send_prepare, name, query))
         except BaseException:
             await writer.close()
             raise
@@ -45,20 +48,24 @@ class Writer:
 
     async def execute(self, statement: bytes, params: Sequence[bytes]) -> PGresult:
         """The statement's result, in binary. Raises `LogUnavailable`, or what Postgres refused."""
-        try:
-            self._libpq.send_query_prepared(statement, params, result_format=1)
-        except psycopg.OperationalError as error:
-            self.broken = True
-            raise LogUnavailable(str(error).strip()) from error
-        return await self._answered()
+        return await self._answered(partial(self._libpq.send_query_prepared, statement, params, result_format=1))
+
+    def is_usable(self) -> bool:
+        """Whether the server still listens, as far as one can know without asking it."""
+        return not self._broken and not self._input.poll(0)
 
     async def close(self) -> None:
-        self.broken = True
+        self._broken = True
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         await self._connection.close()
 
-    async def _answered(self) -> PGresult:
+    async def _answered(self, send: Callable[[], None]) -> PGresult:
+        try:
+            send()
+        except psycopg.OperationalError as error:
+            self._broken = True
+            raise LogUnavailable(str(error).strip()) from error
         self._answer = self._loop.create_future()
         self._writable()
         patience = self._loop.call_later(ANSWER_WITHIN, self._fail, f"no answer within {ANSWER_WITHIN:.0f} seconds")
@@ -68,11 +75,11 @@ class Writer:
             patience.cancel()
             self._answer = None
         if result.status == ExecStatus.FATAL_ERROR:
-            error = error_from_result(result)
-            if isinstance(error, psycopg.OperationalError):
-                self.broken = True
-                raise LogUnavailable(str(error).strip()) from error
-            raise error
+            refusal = error_from_result(result)
+            if isinstance(refusal, psycopg.OperationalError):
+                self._broken = True
+                raise LogUnavailable(str(refusal).strip()) from refusal
+            raise refusal
         return result
 
     def _writable(self) -> None:
@@ -88,7 +95,7 @@ class Writer:
 
     def _readable(self) -> None:
         if self._answer is None:
-            # an idle server says nothing but that it ends: noticed now, it leaves no append's outcome unknown
+            # an idle server says nothing but that it ends; noticed now, it leaves no append's outcome unknown
             self._fail("the connection was closed")
             return
         try:
@@ -105,7 +112,7 @@ class Writer:
             self._fail(str(error).strip())
 
     def _fail(self, cause: str) -> None:
-        self.broken = True
+        self._broken = True
         self._loop.remove_reader(self._socket)
         self._loop.remove_writer(self._socket)
         if self._answer is not None and not self._answer.done():

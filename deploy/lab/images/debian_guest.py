@@ -55,7 +55,7 @@ def build_debian(out: Path, progress: Progress, *, size_mib: int = 2048) -> Path
         scratch = Path(scratch_name)
         root = scratch / "root"
         stage("installing packages")
-        _install_packages(root)
+        _install_packages(root, progress)
         stage("configuring")
         _configure(root)
         core = _grub_core(root)
@@ -76,10 +76,11 @@ def build_debian(out: Path, progress: Progress, *, size_mib: int = 2048) -> Path
     return out
 
 
-def _install_packages(root: Path) -> None:
-    # The tree is made in a mount namespace of its own: were we killed, no mount of the host's /dev would stay
-    # behind in a directory that is about to be removed.
-    command = ["unshare", "--mount", "--propagation", "private", "--fork", "--kill-child", "mmdebstrap"]
+def _install_packages(root: Path, hear: Progress) -> None:
+    # In namespaces of its own, so that the end of this process ends every process of it and leaves no mount of the
+    # host's /dev in a directory that is about to be removed.
+    command = ["unshare", "--mount", "--propagation", "private", "--pid", "--mount-proc", "--fork", "--kill-child"]
+    command += ["mmdebstrap"]
     command += ["--variant=minbase", "--mode=root", "--format=directory", f"--include={','.join(_PACKAGES)}"]
     command += [f"--dpkgopt=path-exclude={pattern}" for pattern in _NEVER_NEEDED]
     # package lists of a mirror snapshot say "expired" when they are merely old
@@ -92,9 +93,20 @@ def _install_packages(root: Path) -> None:
         '--essential-hook=mv "$1/tmp/initramfs.modules" "$1/etc/initramfs-tools/modules"',
         '--dpkgopt=force-confold',
     ]  # fmt: skip
-    done = subprocess.run([*command, "bookworm", str(root)], check=False)
-    if done.returncode != 0:
-        raise ImageBuildError("packages-failed", f"mmdebstrap ended with {done.returncode}; its words are above")
+    with subprocess.Popen(
+        [*command, "bookworm", str(root)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                hear(line.rstrip())
+        except BaseException:
+            process.kill()
+            # the pipe ends when the last process that could still write into the tree is gone
+            process.stdout.read()
+            raise
+    if process.returncode != 0:
+        raise ImageBuildError("packages-failed", f"mmdebstrap ended with {process.returncode}; its words are above")
 
 
 def _configure(root: Path) -> None:

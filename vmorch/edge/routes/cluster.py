@@ -137,7 +137,7 @@ def _vms(fleet: Fleet) -> list[Check]:
         if vm.deleted_at is not None or vm.spec is None:
             continue
         hint = f"vmorch vm describe {vm.name}"
-        last = next(reversed(vm.operations.values()), None)
+        last = next(reversed(tuple(vm.operations.values())), None)
         if last is not None and last.outcome == "stuck":
             detail = f"{last.verb} {last.id} is stuck: {last.message or last.code}"
             found.append(Check(check=f"vm {vm.name}", state="fail", detail=detail, hint=hint))

@@ -23,8 +23,11 @@ class InviteHost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     name: Name
 
 
-class EnrollHost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A host shows its one-time token; `key` is the nkey public key that it signs with from now on."""
+class EnrollHost(Struct, frozen=True, kw_only=True):
+    """A host shows its one-time token; `key` is the nkey public key that it signs with from now on.
+
+    Fields that a newer agent adds are ignored.
+    """
 
     token: Annotated[str, Meta(min_length=1, max_length=256)]
     key: Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}$")]
@@ -32,12 +35,11 @@ class EnrollHost(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 async def list_hosts(call: Call) -> Response:
-    docs, at, next = await page(call, "hosts", "name", "state", "label")
+    docs, at, next = await page(call, "hosts")
     return answers.listing("Host", docs, at, next)
 
 
 async def show_host(call: Call) -> Response:
-    requests.only(call.request, "minPosition")
     await settle(call)
     fleet = call.fleet
     host = fleet.hosts.get(HostId(call.path("ref"))) or fleet.find_host(call.path("ref"))
@@ -72,6 +74,13 @@ async def enroll_host(call: Call) -> Response:
         "credentials": enrolled.credentials,
     }
     return answers.document("Enrolment", fields)
+
+
+async def renew_credentials(call: Call) -> Response:
+    if call.host is None or call.host.id != call.path("ref"):
+        raise Rejected("forbidden", "a host renews its own credentials only")
+    credentials = await call.services.control.renew_host(call.host.id)
+    return answers.document("Credentials", {"credentials": credentials})
 
 
 def on_host(verb: HostVerb) -> Handler:

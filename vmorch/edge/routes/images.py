@@ -57,12 +57,11 @@ class _Progress:
 
 
 async def list_images(call: Call) -> Response:
-    docs, at, next = await page(call, "images", "name")
+    docs, at, next = await page(call, "images")
     return answers.listing("Image", docs, at, next)
 
 
 async def show_image(call: Call) -> Response:
-    requests.only(call.request, "minPosition")
     await settle(call)
     fleet = call.fleet
     image = fleet.images.get(ImageId(call.path("ref"))) or fleet.find_image(call.path("ref"))
@@ -79,7 +78,6 @@ async def add_image(call: Call) -> Response:
 
 
 async def upload_image(call: Call) -> Response:
-    requests.only(call.request, "sha256", "format", "source")
     try:
         given = {"name": call.path("name"), **call.request.query_params}
         wanted = msgspec.convert(given, _Upload)

@@ -9,18 +9,17 @@ from vmorch.core.aggregates.vm import Operation
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import OperationId
 from vmorch.core.resources import operation_resource
-from vmorch.edge import answers, requests, streams
+from vmorch.edge import answers, streams
 from vmorch.edge.calls import Call, Services
 from vmorch.edge.routes.reading import page, settle
 
 
 async def list_operations(call: Call) -> Response:
-    docs, at, next = await page(call, "operations", "vm", "state", "verb", "actor", "active")
+    docs, at, next = await page(call, "operations")
     return answers.listing("Operation", docs, at, next)
 
 
 async def show_operation(call: Call) -> Response:
-    requests.only(call.request, "minPosition")
     await settle(call)
     fleet = call.fleet
     doc = await _doc(call.services, OperationId(call.path("id")))
@@ -33,7 +32,6 @@ async def cancel_operation(call: Call) -> Response:
 
 
 async def watch_operation(call: Call) -> Response:
-    requests.only(call.request)
     id = OperationId(call.path("id"))
     doc = await _doc(call.services, id)
     if call.fleet.operation(id) is None:

@@ -1,4 +1,4 @@
-"""What every read has in common: waiting for a position, filters, pages.
+"""What reads have in common: waiting for a position, filters, pages.
 
 Must not know any noun.
 """
@@ -10,8 +10,6 @@ from vmorch.edge import answers, requests
 from vmorch.edge.calls import Call, Services
 from vmorch.edge.ports import Model
 from vmorch.views.filters import Filters
-
-_PAGING = ("limit", "after", "minPosition")
 
 
 async def settle(call: Call) -> None:
@@ -34,9 +32,8 @@ async def caught_up(services: Services, position: Position) -> None:
                 return
 
 
-async def page(call: Call, model: Model, *filters: str) -> tuple[list[bytes], answers.AsOf, str | None]:
-    """A page of a read model, filtered by those parameters that this noun knows."""
-    requests.only(call.request, *filters, *_PAGING)
+async def page(call: Call, model: Model) -> tuple[list[bytes], answers.AsOf, str | None]:
+    """A page of a read model, filtered as the caller asks."""
     limit = requests.limit(call.request)
     after = call.request.query_params.get("after")
     wanted = _filters(call)

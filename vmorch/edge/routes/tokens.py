@@ -22,7 +22,7 @@ class CreateToken(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
 
 async def list_tokens(call: Call) -> Response:
-    docs, at, next = await page(call, "tokens", "name", "state")
+    docs, at, next = await page(call, "tokens")
     return answers.listing("Token", docs, at, next)
 
 

@@ -23,12 +23,11 @@ VERBS: dict[str, type[VmCommand]] = {
 
 
 async def list_vms(call: Call) -> Response:
-    docs, at, next = await page(call, "vms", "name", "host", "state", "label")
+    docs, at, next = await page(call, "vms")
     return answers.listing("Vm", docs, at, next)
 
 
 async def show_vm(call: Call) -> Response:
-    requests.only(call.request, "minPosition")
     await settle(call)
     fleet = call.fleet
     # an id still names a VM that was deleted; its name is free
@@ -39,7 +38,6 @@ async def show_vm(call: Call) -> Response:
 
 
 async def create_vm(call: Call) -> Response:
-    requests.only(call.request, "dryRun")
     command = await requests.body(call.request, CreateVm)
     if requests.flag(call.request, "dryRun"):
         return _plan(call.fleet, await call.services.control.plan_create(command, call.caller))
@@ -50,7 +48,6 @@ def on_vm(command_type: type[VmCommand]) -> Handler:
     """What answers the route of one verb."""
 
     async def answer(call: Call) -> Response:
-        requests.only(call.request, "dryRun")
         command = await requests.body(call.request, command_type)
         control, ref = call.services.control, call.path("ref")
         if requests.flag(call.request, "dryRun"):

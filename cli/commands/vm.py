@@ -1,0 +1,76 @@
+"""`vmorch vm`: what must be written by hand is listed here, every other verb comes from the registry of commands.
+
+Must not import the registry before a derived verb, or the list of them, is asked for.
+"""
+
+import click
+
+from cli.verbs import Entry, Group
+
+ENTRIES = {
+    "create": Entry("cli.commands.vm_create:create", "Create a VM from an image and start it", "Look and make"),
+    "list": Entry("cli.commands.vm_read:list_vms", "List VMs", "Look and make"),
+    "describe": Entry("cli.commands.vm_read:describe", "Everything about a VM", "Look and make"),
+}
+
+FOREIGN = {
+    "get": "vmorch vm list",
+    "ls": "vmorch vm list",
+    "show": "vmorch vm describe NAME",
+    "info": "vmorch vm describe NAME",
+    "dominfo": "vmorch vm describe NAME",
+    "run": "vmorch vm create NAME --image IMAGE",
+    "launch": "vmorch vm create NAME --image IMAGE",
+    "new": "vmorch vm create NAME --image IMAGE",
+    "define": "vmorch vm create NAME --image IMAGE",
+    "shutdown": "vmorch vm stop NAME",
+    "destroy": "vmorch vm stop NAME --force (delete also removes its disks)",
+    "reset": "vmorch vm reboot NAME --force",
+    "restart": "vmorch vm reboot NAME",
+    "suspend": "vmorch vm pause NAME",
+    "unpause": "vmorch vm resume NAME",
+    "rm": "vmorch vm delete NAME",
+    "remove": "vmorch vm delete NAME",
+    "undefine": "vmorch vm delete NAME --keep-disks",
+    "setmem": "vmorch vm resize NAME --memory SIZE",
+    "setvcpus": "vmorch vm resize NAME --vcpus N",
+    "history": "vmorch event list --subject vm/NAME",
+    "events": "vmorch event list --subject vm/NAME",
+}
+
+
+class VmGroup(Group):
+    """The written commands, then the derived ones."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        written = super().get_command(ctx, cmd_name)
+        if written is not None or cmd_name in self.foreign:
+            return written
+        from cli.derived import command_for, vm_verbs
+
+        derived = vm_verbs().get(cmd_name)
+        return None if derived is None else command_for(derived)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from cli.derived import vm_verbs
+
+        return [*super().list_commands(ctx), *vm_verbs()]
+
+    def summaries(self, ctx: click.Context) -> list[tuple[str, str, str]]:
+        from cli.derived import vm_verbs
+
+        derived = [("Change", verb, command.summary) for verb, command in sorted(vm_verbs().items())]
+        return [*super().summaries(ctx), *derived]
+
+
+vm = VmGroup(
+    "vm",
+    ENTRIES,
+    help="Virtual machines.",
+    foreign=FOREIGN,
+    examples=(
+        "vmorch vm create web-1 --image debian-13 --memory 2Gi --vcpus 2",
+        "vmorch vm list 'web-*' --state running",
+        "vmorch vm stop -l tier=test --reason \"CHG-2211\"",
+    ),
+)

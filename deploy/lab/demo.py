@@ -1,0 +1,150 @@
+"""A VM's whole life in the lab, before the reader's eyes: every command as an operator types it, and after each
+what the guest itself says.
+
+Run as `python -m deploy.lab.demo`. Leaves the lab up. Must not use anything that an operator does not have, but for
+asking the guest over the lab's network and reading its serial console.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from deploy.lab.errors import LabError
+from deploy.lab.images import ImageBuildError, cached_tiny
+from deploy.lab.lab import Lab
+
+VM = "demo"
+IMAGE = "tiny"
+PATIENCE = 60.0
+
+
+class DemoFailed(Exception):
+    """A step of the demonstration did not do what it promises."""
+
+
+class Demo:
+    """One run through the main job, in a lab that is up."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.environment = {
+            **os.environ,
+            "VMORCH_API": f"unix:{lab.control.api_socket}",
+            "VMORCH_TOKEN": lab.control.admin_token(),
+        }
+
+    def run(self) -> None:
+        """Everything, in order. Raises DemoFailed."""
+        self._clear()
+        image = cached_tiny(cache_directory())
+        digest = hashlib.sha256(image.read_bytes()).hexdigest()
+        known = self._json("image", "list")["items"]
+        if digest not in [each["digest"] for each in known]:
+            self._type("image", "add", IMAGE, "--file", str(image), "--sha256", digest)
+        self._type("image", "list")
+        self._type("vm", "create", VM, "--image", IMAGE, "--memory", "128Mi", "-m", "show me")
+        first = self._guest_speaks()
+        self._type("vm", "list", "-o", "wide")
+        self._type("vm", "stop", VM)
+        self._type("vm", "start", VM)
+        second = self._guest_speaks()
+        if second["boot"] == first["boot"]:
+            raise DemoFailed("the guest says that it never booted again")
+        self._type("vm", "delete", VM, "--yes")
+        self._type("event", "list", "--subject", f"vm/{second['instance_id']}")
+
+    def _clear(self) -> None:
+        """A run that was killed may have left the VM."""
+        if any(vm["name"] == VM for vm in self._json("vm", "list")["items"]):
+            self._type("vm", "delete", VM, "--yes")
+
+    def _type(self, *arguments: str) -> None:
+        print(f"\n$ vmorch {shlex.join(arguments)}", flush=True)
+        done = subprocess.run([*_vmorch(), *arguments], env=self.environment, check=False)
+        if done.returncode != 0:
+            raise DemoFailed(f"vmorch {shlex.join(arguments)} ended with exit code {done.returncode}")
+
+    def _json(self, *arguments: str) -> dict[str, list[dict[str, str]]]:
+        done = subprocess.run(
+            [*_vmorch(), *arguments, "-o", "json"], env=self.environment, stdout=subprocess.PIPE, check=False
+        )
+        if done.returncode != 0:
+            raise DemoFailed(f"vmorch {shlex.join(arguments)} ended with exit code {done.returncode}")
+        answer: dict[str, list[dict[str, str]]] = json.loads(done.stdout)
+        return answer
+
+    def _guest_speaks(self) -> dict[str, str]:
+        """What the guest says of itself over HTTP; asked from the lab's network, where libvirt has no say."""
+        vm = next(each for each in self._json("vm", "list")["items"] if each["name"] == VM)
+        address = vm["addresses"][0] if vm["addresses"] else None
+        if address is None:
+            raise DemoFailed("the guest has no address")
+        url = f"http://{address}/id.json"
+        print(f"\n$ curl {url}        (from the lab's network, to the guest)", flush=True)
+        ask = f"import urllib.request; print(urllib.request.urlopen({url!r}, timeout=2).read().decode())"
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            done = self.lab.control.container.run([sys.executable, "-c", ask], check=False)
+            if done.returncode == 0:
+                break
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"the guest did not answer on {url}: {done.stderr.strip().splitlines()[-1:]}")
+            time.sleep(0.2)
+        print(done.stdout.strip(), flush=True)
+        said: dict[str, str] = json.loads(done.stdout)
+        if said["name"] != VM or said["instance_id"] != vm["id"]:
+            raise DemoFailed(f"somebody else answered: {said}")
+        return said
+
+
+def cache_directory() -> Path:
+    """Where built guest images are kept between runs."""
+    chosen = os.environ.get("VMORCH_LAB_CACHE")
+    return Path(chosen) if chosen else Path.home() / ".cache/vmorch/lab"
+
+
+def _vmorch() -> list[str]:
+    return [str(Path(sys.executable).with_name("vmorch"))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="deploy/lab/try", description=__doc__)
+    parser.add_argument("--name", default="lab", help="the lab's name (default: lab)")
+    parser.add_argument("--hosts", type=int, default=2, help="how many hosts (default: 2)")
+    arguments = parser.parse_args()
+    began = time.monotonic()
+    lab = Lab(arguments.name, say=lambda line: print(line, flush=True))
+    try:
+        lab.up(arguments.hosts)
+        Demo(lab).run()
+    except (LabError, ImageBuildError, DemoFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    environment = lab.directory / "env"
+    environment.write_text(
+        f"export VMORCH_API=unix:{lab.control.api_socket}\n"
+        f"export VMORCH_TOKEN=$(cat {lab.directory}/server/admin.token)\n"
+        f"export PATH={Path(sys.executable).parent}:$PATH\n"
+    )
+    name = "" if arguments.name == "lab" else f" --name {arguments.name}"
+    print(
+        f"""
+Done in {time.monotonic() - began:.0f} s. The lab is up; go on with:
+  source {environment}
+  vmorch host list
+  vmorch vm create web-1 --image {IMAGE} --memory 128Mi
+  vmorch event tail
+and take it away with:
+  deploy/lab/down{name}"""
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""Wait until a guest says that it is up, then learn its addresses."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from hostagent.commands import _guest
+from hostagent.commands._domain import need, observe
+from hostagent.commands._host import Host
+from hostagent.commands._registry import handles
+from hostagent.hypervisor import Scope
+from hostagent.probe import answers_http, answers_tcp
+from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import AwaitReady, Done, Observed
+from vmorch.core.spec import ReadySpec
+
+_LOOK_EVERY = 0.1
+_MARGIN = 0.5
+"""Seconds kept back from the order's own deadline, so that its answer tells what was tried."""
+
+
+def _reached(command: AwaitReady, host: Host) -> bool:
+    domain = need(host, command.vm)
+    if observe(host, domain).power != "running":
+        return False
+    return command.ready.by == "none" or _try(command, domain) == ""
+
+
+@handles(AwaitReady, reached=_reached)
+def await_ready(command: AwaitReady, host: Host, scope: Scope) -> Done:
+    domain = need(host, command.vm)
+    until = time.monotonic() + min(command.ready.within, max(0.0, scope.remaining() - _MARGIN))
+    while True:
+        seen = observe(host, domain)
+        if seen.power not in ("running", "paused"):
+            raise Rejected("not-ready", f"the guest is {seen.power}" + (f": {seen.reason}" if seen.reason else ""))
+        trouble = "the domain is paused" if seen.power == "paused" else _try(command, domain)
+        if not trouble:
+            return Done(observed=_with_addresses(command, host, domain))
+        if time.monotonic() >= until:
+            raise Rejected("not-ready", f"not up within {command.ready.within:g} s: {trouble}")
+        scope.pause(_LOOK_EVERY)
+
+
+def _try(command: AwaitReady, domain: Any) -> str:
+    """Ask once. Empty if the guest is up, else what it lacks."""
+    ready = command.ready
+    match ready.by:
+        case "none":
+            return ""
+        case "agent":
+            return _guest.ping(domain)
+        case "http":
+            return _try_each(command, domain, lambda address: answers_http(address, ready.port, ready.path))
+        case "tcp":
+            return _try_each(command, domain, lambda address: answers_tcp(address, ready.port))
+
+
+def _try_each(command: AwaitReady, domain: Any, ask: Callable[[str], str]) -> str:
+    addresses = _guest.likely_addresses(domain, command.nics)
+    if not addresses:
+        return "the guest has no known address yet"
+    troubles = []
+    for address in addresses:
+        trouble = ask(address)
+        if not trouble:
+            return ""
+        troubles.append(f"{_name(command.ready, address)}: {trouble}")
+    return "; ".join(troubles)
+
+
+def _name(ready: ReadySpec, address: str) -> str:
+    host = f"[{address}]" if ":" in address else address
+    return f"http://{host}:{ready.port}{ready.path}" if ready.by == "http" else f"{host}:{ready.port}"
+
+
+def _with_addresses(command: AwaitReady, host: Host, domain: Any) -> Observed:
+    if command.ready.by != "none":
+        found = _guest.named_addresses(domain) or _guest.likely_addresses(domain, command.nics)
+        host.runs.found_at(command.vm, found)
+    return observe(host, domain)

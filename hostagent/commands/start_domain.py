@@ -1,0 +1,55 @@
+"""Make a domain run."""
+
+from typing import Any
+
+from hostagent.commands._domain import find, need, observe
+from hostagent.commands._host import Host
+from hostagent.commands._registry import handles
+from hostagent.hypervisor import Scope
+from vmorch.core.hostcommands import Done, StartDomain
+
+_RAN = frozenset({"shutdown", "destroyed", "crashed", "migrated", "saved"})
+"""Why a domain is off that was once running; one whose QEMU never got so far is `failed`."""
+
+
+def _reached(command: StartDomain, host: Host) -> bool:
+    """It runs, or it is off again after the very start that is asked about."""
+    record = host.runs.of(command.vm)
+    domain = find(host, command.vm)
+    if domain is None:
+        return False
+    seen = observe(host, domain)
+    if seen.power == "running":
+        return True
+    if seen.power == "paused" or not record.phase:
+        return False
+    if record.phase == "started":
+        return True
+    # the agent stopped inside the call: libvirt's reason changed, or the guest had time to print something
+    if seen.reason == "failed":
+        return False
+    return (seen.reason in _RAN and seen.reason != record.before) or (
+        host.runs.serial_bytes(command.vm) > record.serial_bytes
+    )
+
+
+@handles(StartDomain, reached=_reached)
+def start_domain(command: StartDomain, host: Host, scope: Scope) -> Done:
+    domain = need(host, command.vm)
+    seen = observe(host, domain)
+    # before anything else: from here on a crash is judged by this record and by no older one
+    host.runs.starting(command.vm, seen.reason)
+    if seen.power == "running":
+        host.runs.started(command.vm)
+        return Done(observed=seen, already=True)
+    scope.check()
+    _run(domain, paused=seen.power == "paused")
+    host.runs.started(command.vm)
+    return Done(observed=observe(host, domain))
+
+
+def _run(domain: Any, *, paused: bool) -> None:
+    if paused:
+        domain.resume()
+    else:
+        domain.create()

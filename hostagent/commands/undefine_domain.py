@@ -1,0 +1,41 @@
+"""Take a domain's persistent configuration from the host; a running one goes on until it stops."""
+
+import libvirt
+
+from hostagent.commands._domain import find, observe
+from hostagent.commands._host import Host
+from hostagent.commands._registry import handles
+from hostagent.hypervisor import Scope
+from hostagent.layout import RUN_RECORD, SERIAL_LOG, delete_file, drop_if_empty
+from vmorch.core.hostcommands import Done, Observed, UndefineDomain
+
+_EVERYTHING_OF_IT = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+)
+
+
+def _reached(command: UndefineDomain, host: Host) -> bool:
+    domain = find(host, command.vm)
+    return domain is None or not domain.isPersistent()
+
+
+@handles(UndefineDomain, reached=_reached)
+def undefine_domain(command: UndefineDomain, host: Host, scope: Scope) -> Done:
+    domain = find(host, command.vm)
+    already = domain is None or not domain.isPersistent()
+    if domain is not None and not already:
+        domain.undefineFlags(_EVERYTHING_OF_IT)
+    seen = Observed(power="absent") if domain is None else observe(host, domain)
+    if seen.power == "absent":
+        _forget(command, host)
+    return Done(observed=seen, already=already)
+
+
+def _forget(command: UndefineDomain, host: Host) -> None:
+    directory = host.layout.vm("local", command.vm)
+    delete_file(directory, SERIAL_LOG)
+    delete_file(directory, RUN_RECORD)
+    host.runs.forget(command.vm)
+    drop_if_empty(directory)

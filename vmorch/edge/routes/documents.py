@@ -1,0 +1,50 @@
+"""What the API says about itself: its description, the schemas of its messages, its error codes."""
+
+import msgspec
+from starlette.responses import Response
+
+from vmorch.core.codes import CODES
+from vmorch.core.errors import Rejected
+from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS
+from vmorch.core.resources import (
+    EventResource,
+    HostResource,
+    ImageResource,
+    OperationResource,
+    TokenResource,
+    VmResource,
+)
+from vmorch.edge import answers
+from vmorch.edge.calls import Call
+
+RESOURCES: dict[str, type] = {
+    "Vm": VmResource,
+    "Host": HostResource,
+    "Image": ImageResource,
+    "Operation": OperationResource,
+    "Token": TokenResource,
+    "Event": EventResource,
+}
+
+
+def _kinds() -> dict[str, type]:
+    return {**RESOURCES, **COMMANDS, **EVENTS, **HOST_COMMANDS}
+
+
+async def list_schemas(call: Call) -> Response:
+    tables = (("resource", RESOURCES), ("command", COMMANDS), ("event", EVENTS), ("host command", HOST_COMMANDS))
+    items = [{"kind": kind, "of": of} for of, table in tables for kind in sorted(table)]
+    return answers.plain_listing("Schema", items)
+
+
+async def show_schema(call: Call) -> Response:
+    kind = call.path("kind")
+    found = _kinds().get(kind)
+    if found is None:
+        raise Rejected("not-found", f"nothing is called {kind!r}", hint="vmorch schema")
+    return answers.document("Schema", {"name": kind, "schema": msgspec.json.schema(found)})
+
+
+async def list_errors(call: Call) -> Response:
+    items = [{"code": name, **msgspec.to_builtins(code)} for name, code in CODES.items()]
+    return answers.plain_listing("Error", items)

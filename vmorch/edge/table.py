@@ -1,0 +1,187 @@
+"""Every route of the API and who may use it: the only list, and what is not in it does not exist.
+
+Routing, access and the OpenAPI description all come from here. Must not hold logic.
+"""
+
+from typing import get_args
+
+from vmorch.core.operations.create import CreateVm
+from vmorch.core.resources import (
+    EventResource,
+    HostResource,
+    ImageResource,
+    OperationResource,
+    TokenResource,
+    VmResource,
+)
+from vmorch.edge import shapes
+from vmorch.edge.calls import Parameter, Route
+from vmorch.edge.ports import HostVerb
+from vmorch.edge.routes import cluster, documents, events, hosts, images, operations, tokens, vms
+from vmorch.edge.shapes import BOOLEAN, POSITION, STRING, TIME, listing, plain, single
+from vmorch.edge.streams import MEDIA_TYPE as SSE
+from vmorch.engine.handle import ARGUMENTS
+
+_MIN = Parameter(name="minPosition", about="wait up to 5 s until the answer shows this position", schema=POSITION)
+_LIMIT = Parameter(
+    name="limit", about="items on the page", schema={"type": "integer", "minimum": 1, "maximum": 10000, "default": 1000}
+)
+_AFTER = Parameter(name="after", about="`next` of the page before", schema=STRING)
+_PAGING = (_LIMIT, _AFTER, _MIN)
+_NAME = Parameter(name="name", about="glob such as web-*", schema=STRING)
+_STATE = Parameter(name="state", about="only in this state", schema=STRING)
+_HOST = Parameter(name="host", about="only on this host", schema=STRING)
+_LABEL = Parameter(name="label", about="key=value; all that are given must hold", schema=STRING, repeats=True)
+_DRY_RUN = Parameter(name="dryRun", about="answer with the plan and change nothing", schema=BOOLEAN)
+_ACTOR = Parameter(name="actor", about="only by this actor", schema=STRING)
+_OF_OPERATIONS = (
+    Parameter(name="vm", about="name or id of a VM", schema=STRING),
+    _STATE,
+    Parameter(name="verb", about="only this verb", schema=STRING),
+    _ACTOR,
+    Parameter(name="active", about="true: those that run; false: those that are over", schema=BOOLEAN),
+)
+_OF_EVENTS = (
+    Parameter(name="stream", about="only this stream, such as vm/<id>", schema=STRING),
+    Parameter(name="subject", about="only of this thing, such as vm/<name>", schema=STRING),
+    Parameter(name="kind", about="glob such as vm.*", schema=STRING),
+    _ACTOR,
+    Parameter(name="operation", about="only of this operation", schema=STRING),
+    Parameter(name="correlation", about="only of this correlation", schema=STRING),
+)
+_AFTER_POSITION = Parameter(name="after", about="only later positions", schema=POSITION)
+_SPAN = (
+    Parameter(name="since", about="recorded at or after", schema=TIME),
+    Parameter(name="until", about="recorded at or before", schema=TIME),
+)
+_OF_UPLOADS = (
+    Parameter(name="sha256", about="refuse other bytes", schema=STRING),
+    Parameter(name="format", about="refuse another format", schema={"enum": ["qcow2", "raw"]}),
+    Parameter(name="source", about="where the bytes come from, for the record", schema=STRING),
+)
+
+_SINGLE_VM = single("Vm", VmResource)
+_SINGLE_IMAGE = single("Image", ImageResource)
+_EVENT = single("Event", EventResource)
+_CONTENT = {"type": "string", "format": "binary"}
+
+_ABOUT = (
+    Route(method="GET", path="/healthz", access="anyone", handler=cluster.healthz, summary="Whether the server runs",
+          answer=shapes.HEALTH),
+    Route(method="GET", path="/v1/errors", access="viewer", handler=documents.list_errors,
+          summary="Every stable error code", answer=plain("Error", {})),
+    Route(method="GET", path="/v1/schemas", access="viewer", handler=documents.list_schemas,
+          summary="Every kind that has a schema", answer=plain("Schema", {})),
+    Route(method="GET", path="/v1/schemas/{kind}", access="viewer", handler=documents.show_schema,
+          summary="The JSON Schema of a resource, command or event",
+          answer=shapes.document("Schema", name=STRING, schema={})),
+)  # fmt: skip
+
+_VMS = (
+    Route(method="GET", path="/v1/vms", access="viewer", handler=vms.list_vms, summary="List VMs",
+          parameters=(_NAME, _HOST, _STATE, _LABEL, *_PAGING), answer=listing("Vm", VmResource)),
+    Route(method="GET", path="/v1/vms/{ref}", access="viewer", handler=vms.show_vm, summary="Describe a VM",
+          parameters=(_MIN,), answer=_SINGLE_VM),
+    Route(method="POST", path="/v1/vms", access="operator", handler=vms.create_vm, summary=CreateVm.summary,
+          parameters=(_DRY_RUN,), body=CreateVm, status=202, answer=shapes.ACCEPTED_OR_PLAN),
+    *(
+        Route(method="POST", path=f"/v1/vms/{{ref}}/{verb}", access="operator", handler=vms.on_vm(command),
+              summary=command.summary, parameters=(_DRY_RUN,), body=command, status=202,
+              answer=shapes.ACCEPTED_OR_PLAN)
+        for verb, command in vms.VERBS.items()
+    ),
+    Route(method="POST", path="/v1/vms/{ref}/{verb}", access="operator", handler=vms.no_such_verb,
+          summary="", listed=False),
+)  # fmt: skip
+
+_OPERATIONS = (
+    Route(method="GET", path="/v1/operations", access="viewer", handler=operations.list_operations,
+          summary="List operations, newest first", parameters=(*_OF_OPERATIONS, *_PAGING),
+          answer=listing("Operation", OperationResource)),
+    Route(method="GET", path="/v1/operations/{id}", access="viewer", handler=operations.show_operation,
+          summary="Describe an operation", parameters=(_MIN,), answer=single("Operation", OperationResource)),
+    Route(method="GET", path="/v1/operations/{id}/watch", access="viewer", handler=operations.watch_operation,
+          summary="Watch an operation to its end", media_type=SSE, answer=STRING),
+    Route(method="POST", path="/v1/operations/{id}/cancel", access="operator", handler=operations.cancel_operation,
+          summary="Ask an operation to stop", status=202, answer=shapes.ACCEPTED),
+)  # fmt: skip
+
+_HOSTS = (
+    Route(method="GET", path="/v1/hosts", access="viewer", handler=hosts.list_hosts, summary="List hosts",
+          parameters=(_NAME, _STATE, _LABEL, *_PAGING), answer=listing("Host", HostResource)),
+    Route(method="GET", path="/v1/hosts/{ref}", access="viewer", handler=hosts.show_host, summary="Describe a host",
+          parameters=(_MIN,), answer=single("Host", HostResource)),
+    Route(method="POST", path="/v1/hosts", access="admin", handler=hosts.invite_host,
+          summary="Invite a host to enrol", body=hosts.InviteHost, status=201, answer=shapes.INVITATION),
+    Route(method="POST", path="/v1/enroll", access="anyone", handler=hosts.enroll_host,
+          summary="Enrol a host by its one-time token", body=hosts.EnrollHost, answer=shapes.ENROLMENT),
+    Route(method="GET", path="/v1/hosts/{ref}/credentials", access="host", handler=hosts.renew_credentials,
+          summary="Renew a host's own bus credentials", answer=shapes.CREDENTIALS),
+    *(
+        Route(method="POST", path=f"/v1/hosts/{{ref}}/{verb}", access="admin", handler=hosts.on_host(verb),
+              summary=f"{verb.capitalize()} a host", body=ARGUMENTS[verb], status=202, answer=shapes.ACCEPTED)
+        for verb in get_args(HostVerb)
+    ),
+    Route(method="POST", path="/v1/hosts/{ref}/{verb}", access="admin", handler=hosts.no_such_verb,
+          summary="", listed=False),
+)  # fmt: skip
+
+_IMAGES = (
+    Route(method="GET", path="/v1/images", access="viewer", handler=images.list_images, summary="List images",
+          parameters=(_NAME, *_PAGING), answer=listing("Image", ImageResource)),
+    Route(method="GET", path="/v1/images/{ref}", access="viewer", handler=images.show_image,
+          summary="Describe an image", parameters=(_MIN,), answer=_SINGLE_IMAGE),
+    Route(method="POST", path="/v1/images", access="operator", handler=images.add_image,
+          summary="Bring in the image behind a URL", body=images.AddImage, status=201, answer=_SINGLE_IMAGE),
+    Route(method="PUT", path="/v1/images/{name}/content", access="operator", handler=images.upload_image,
+          summary="Upload an image", upload=True, parameters=_OF_UPLOADS, status=201, answer=_SINGLE_IMAGE),
+    Route(method="GET", path="/v1/images/{digest}/content", access="host or operator", handler=images.image_content,
+          summary="An image's bytes", media_type="application/octet-stream", answer=_CONTENT),
+    Route(method="POST", path="/v1/images/{ref}/remove", access="operator", handler=images.remove_image,
+          summary="Remove an image", status=202, answer=shapes.ACCEPTED),
+)  # fmt: skip
+
+_EVENTS = (
+    Route(method="GET", path="/v1/events", access="viewer", handler=events.list_events, summary="Read the log",
+          parameters=(*_OF_EVENTS, _AFTER_POSITION, _LIMIT, *_SPAN), answer=listing("Event", EventResource)),
+    Route(method="GET", path="/v1/events/tail", access="viewer", handler=events.tail_events,
+          summary="Follow the log; Last-Event-ID resumes", parameters=(*_OF_EVENTS, _AFTER_POSITION),
+          media_type=SSE, answer=STRING),
+    Route(method="GET", path="/v1/events/{position}", access="viewer", handler=events.show_event,
+          summary="One event", answer=_EVENT),
+)  # fmt: skip
+
+_CLUSTER = (
+    Route(method="GET", path="/v1/status", access="viewer", handler=cluster.status, summary="The cluster at a glance",
+          answer=shapes.STATUS),
+    Route(method="GET", path="/v1/doctor", access="viewer", handler=cluster.doctor,
+          summary="What somebody should look at", answer=plain("Check", shapes.ref(cluster.Check))),
+    Route(method="GET", path="/v1/projections", access="viewer", handler=cluster.projections,
+          summary="How far the read models are", answer=plain("Projection", shapes.PROJECTION)),
+    Route(method="POST", path="/v1/projections/rebuild", access="admin", handler=cluster.rebuild,
+          summary="Compute the read models anew from the log",
+          answer=shapes.document("Rebuilt", projections=shapes.array(shapes.PROJECTION), rebuilt={})),
+)  # fmt: skip
+
+_TOKENS = (
+    Route(method="GET", path="/v1/whoami", access="viewer", handler=tokens.whoami, summary="Whose token this is",
+          answer=shapes.IDENTITY),
+    Route(method="GET", path="/v1/tokens", access="viewer", handler=tokens.list_tokens, summary="List tokens",
+          parameters=(_NAME, _STATE, *_PAGING), answer=listing("Token", TokenResource)),
+    Route(method="POST", path="/v1/tokens", access="admin", handler=tokens.create_token,
+          summary="Make a token; its secret is told once", body=tokens.CreateToken, status=201,
+          answer=shapes.NEW_TOKEN),
+    Route(method="POST", path="/v1/tokens/{ref}/revoke", access="admin", handler=tokens.revoke_token,
+          summary="Shut a token's bearer out", status=202, answer=shapes.ACCEPTED),
+)  # fmt: skip
+
+ROUTES: tuple[Route, ...] = (
+    *_ABOUT,
+    *_VMS,
+    *_OPERATIONS,
+    *_HOSTS,
+    *_IMAGES,
+    *_EVENTS,
+    *_CLUSTER,
+    *_TOKENS,
+)
