@@ -56,12 +56,16 @@ def carry_out(session: Session, request: Request, waiting: Waiting, summary: Sum
         raise
     receipt = accepted(answer)
     if receipt.operation is None or waiting.detach:
-        _show_receipt(session, receipt, request, answer.body, detached=receipt.operation is not None, summary=summary)
+        _show_receipt(
+            session, receipt, request, answer.body, detached=receipt.operation is not None, summary=summary
+        )
         return
     title = f"op {receipt.operation}  {request.label} {receipt.name or request.name}"
     if session.terminal.live:
         title += "   Ctrl-C detaches"
-    operation = follow(session.client, session.terminal, receipt.operation, timeout=waiting.timeout, title=title)
+    operation = follow(
+        session.client, session.terminal, receipt.operation, timeout=waiting.timeout, title=title
+    )
     if structured(session):
         show_document(session, session.client.get(f"/v1/operations/{quote(operation.id)}").body)
     problem = failure(operation)
@@ -77,7 +81,11 @@ def _show_receipt(
     if structured(session):
         show_document(session, body)
     elif detached:
-        _say(session, str(receipt.operation), f"op {receipt.operation}  {request.label} {receipt.name or request.name}")
+        _say(
+            session,
+            str(receipt.operation),
+            f"op {receipt.operation}  {request.label} {receipt.name or request.name}",
+        )
         session.terminal.note(f"hint: vmorch op watch {receipt.operation}")
     else:
         _say(session, receipt.name or request.name, summary(session, receipt, None))
@@ -124,7 +132,9 @@ _VERDICTS: list[table.Column[Verdict]] = [
         cell=lambda verdict: "yes" if verdict.fits else "no",
         style=lambda verdict: "good" if verdict.fits else "bad",
     ),
-    table.Column(header="SCORE", cell=lambda verdict: f"{verdict.score:.1f}" if verdict.fits else "-", right=True),
+    table.Column(
+        header="SCORE", cell=lambda verdict: f"{verdict.score:.1f}" if verdict.fits else "-", right=True
+    ),
     table.Column(header="WHY", cell=lambda verdict: verdict.reason),
 ]
 
@@ -170,7 +180,9 @@ class Result(Struct, frozen=True, kw_only=True, omit_defaults=True):
     problem: msgspec.Raw | None = None
 
 
-def carry_out_all(session: Session, requests: Sequence[Request], waiting: Waiting, *, max_parallel: int) -> None:
+def carry_out_all(
+    session: Session, requests: Sequence[Request], waiting: Waiting, *, max_parallel: int
+) -> None:
     """Several changes side by side, each told when it is over; none stops the others.
 
     Exits 9 if some of them failed. Raises Detached, Overdue.
@@ -244,13 +256,21 @@ def _result(request: Request, receipt: Accepted | None, problem: Problem | None)
 
 
 def _tell(
-    session: Session, request: Request, receipt: Accepted | None, problem: Problem | None, width: int, *, detached: bool
+    session: Session,
+    request: Request,
+    receipt: Accepted | None,
+    problem: Problem | None,
+    width: int,
+    *,
+    detached: bool,
 ) -> None:
     terminal = session.terminal
     if problem is not None:
         if not structured(session):
             mark = terminal.paint_note("bad", "!!")
-            terminal.complain(f"  {mark}  {request.name:<{width}}  " + "\n      ".join(render(problem, _plain)))
+            terminal.complain(
+                f"  {mark}  {request.name:<{width}}  " + "\n      ".join(render(problem, _plain))
+            )
         return
     if session.settings.output == "name":
         terminal.out(request.name)
@@ -267,7 +287,9 @@ def _finish(session: Session, results: Sequence[Result]) -> None:
     if structured(session):
         document = {"apiVersion": "v1", "kind": "Results", "items": list(results)}
         show_document(session, msgspec.json.encode(document))
-    session.terminal.note(f"{len(results) - failed} of {len(results)} done" + (f", {failed} failed" if failed else ""))
+    session.terminal.note(
+        f"{len(results) - failed} of {len(results)} done" + (f", {failed} failed" if failed else "")
+    )
     if failed:
         raise SystemExit(SOME_FAILED)
 

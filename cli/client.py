@@ -1,6 +1,6 @@
 """The public API as calls: who asks and why goes with each request. Must not print or decide what is shown."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import IO, Any, TypeVar
 
 import msgspec
@@ -26,23 +26,32 @@ class Client:
         self._reason = settings.reason.strip()
         self.transport = Transport(parse_address(settings.api), headers, trace)
 
-    def get(self, path: str, query: Query | None = None, *, limit: float = 60.0, patient: bool = True) -> Answer:
+    def get(
+        self, path: str, query: Query | None = None, *, limit: float = 60.0, patient: bool = True
+    ) -> Answer:
         """A document. `limit` in seconds."""
         return self.transport.request("GET", path, query=query, limit=limit, patient=patient)
 
     def single(self, path: str, shape: type[T]) -> Single[T]:
         """A document of one thing, decoded."""
-        return decode(self.get(path).body, Single[shape])  # type: ignore[valid-type]
+        return decode(self.get(path).body, Single[shape])  # type: ignore[valid-type]  # as in `pages`
 
     def pages(self, path: str, query: Query, shape: type[T]) -> Iterator[Listing[T]]:
         """A list, page by page, to its end or to the `limit` in the query."""
+        for body in self.bodies(path, query):
+            yield decode(body, Listing[shape])  # type: ignore[valid-type]  # msgspec builds the type at run time
+
+    def bodies(self, path: str, query: Query) -> Iterator[bytes]:
+        """The pages of a list as they came."""
         left = query.get("limit")
         cursor: str | int | None = None
         while True:
             asked = min(PAGE, left) if isinstance(left, int) else PAGE
-            answer = self.get(path, {**query, "limit": asked, **({} if cursor is None else {"after": cursor})})
-            page = decode(answer.body, Listing[shape])  # type: ignore[valid-type]
-            yield page
+            answer = self.get(
+                path, {**query, "limit": asked, **({} if cursor is None else {"after": cursor})}
+            )
+            page = decode(answer.body, Listing[msgspec.Raw])
+            yield answer.body
             if isinstance(left, int):
                 left -= len(page.items)
             cursor = page.next
@@ -50,7 +59,13 @@ class Client:
                 return
 
     def change(
-        self, path: str, body: Mapping[str, Any], *, request_id: str, dry_run: bool = False, limit: float = 60.0
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        request_id: str,
+        dry_run: bool = False,
+        limit: float = 60.0,
     ) -> Answer:
         """Ask for a change. The same request id asks for the same change, however often it is sent."""
         return self.transport.request(
@@ -78,11 +93,13 @@ class Client:
             path, source, size, query=query, headers=self.change_headers(request_id), progress=progress
         )
 
-    def stream(self, path: str, query: Query | None = None) -> Iterator[ServerEvent]:
+    def stream(self, path: str, query: Query | None = None) -> Generator[ServerEvent, None, None]:
         """Events as they come, until the stream ends. Raises Away, Problem."""
         return self.transport.stream("GET", path, query=query)
 
-    def change_stream(self, path: str, body: Mapping[str, Any], *, request_id: str) -> Iterator[ServerEvent]:
+    def change_stream(
+        self, path: str, body: Mapping[str, Any], *, request_id: str
+    ) -> Generator[ServerEvent, None, None]:
         """Ask for a change whose progress comes as events."""
         return self.transport.stream(
             "POST", path, body=msgspec.json.encode(body), headers=self.change_headers(request_id)
@@ -102,7 +119,9 @@ def decode(body: bytes, shape: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=shape)
     except msgspec.DecodeError as error:
-        raise Problem("internal-error", f"the server's answer is not what this CLI understands: {error}") from error
+        raise Problem(
+            "internal-error", f"the server's answer is not what this CLI understands: {error}"
+        ) from error
 
 
 def accepted(answer: Answer) -> Accepted:

@@ -1,4 +1,6 @@
-"""A command for every verb in the registry: its options are the message's fields, so a new operation needs nothing here.
+"""A command for every verb in the registry: its options are the message's fields.
+
+A new operation needs nothing here.
 
 Must not name any verb. Imported only when a derived verb or the list of them is asked for.
 """
@@ -248,7 +250,9 @@ def _run(command: type[VmCommand], fields: list[Field], values: dict[str, Any]) 
     asked = values["vms"] if "vms" in values else (values["vm"],)
     vms = choose(session, asked, dict(values.get("selector") or ()))
     if not vms:
-        raise click.UsageError("which VM? give names, 'patterns*' or -l key=value", click.get_current_context())
+        raise click.UsageError(
+            "which VM? give names, 'patterns*' or -l key=value", click.get_current_context()
+        )
     when = wants_confirmation(command)
     if not values.get("dry_run") and when and (when == "always" or body.get("force")):
         _confirm(session, command, vms, yes=values["yes"])
@@ -262,12 +266,18 @@ def _run(command: type[VmCommand], fields: list[Field], values: dict[str, Any]) 
         carry_out_all(session, requests, waiting, max_parallel=values["max_parallel"])
 
 
-def _request(session: Session, command: type[VmCommand], vm: str, body: dict[str, Any], index: int) -> Request:
+def _request(
+    session: Session, command: type[VmCommand], vm: str, body: dict[str, Any], index: int
+) -> Request:
     first = session.request_id
     # a repeat of the whole line with --request-id must give each VM the id that it had
     id = first if index == 0 else str(uuid.uuid5(uuid.NAMESPACE_OID, f"{first}/{vm}"))
     return Request(
-        label=f"vm.{command.verb}", name=vm, path=f"/v1/vms/{quote(vm)}/{command.verb}", body=body, request_id=id
+        label=f"vm.{command.verb}",
+        name=vm,
+        path=f"/v1/vms/{quote(vm)}/{command.verb}",
+        body=body,
+        request_id=id,
     )
 
 
@@ -282,7 +292,11 @@ def _confirm(session: Session, command: type[VmCommand], vms: list[str], *, yes:
         session.confirm(f"{doing} {vms[0]}", vms[0], yes=False)
     vm = session.client.single(f"/v1/vms/{quote(vms[0])}", Vm).item
     disks = ", ".join(f"{disk.name} {show_gib(disk.size)}" for disk in vm.spec.disks)
-    what = f"{doing} {vm.name}: {vm.state}" + (f" on {vm.host}" if vm.host else "") + (f"; disks {disks}" if disks else "")
+    what = (
+        f"{doing} {vm.name}: {vm.state}"
+        + (f" on {vm.host}" if vm.host else "")
+        + (f"; disks {disks}" if disks else "")
+    )
     session.confirm(what, vm.name, yes=False, asked_for="VM's name")
 
 

@@ -109,7 +109,9 @@ class _Steps:
         undoing = any(step.state in ("undone", "undoing") for step in operation.steps)
         for step in reversed(operation.steps) if undoing else operation.steps:
             key = (step.index, step.state)
-            began = self._since.setdefault((step.index, "failed" if step.state == "undone" else "running"), now)
+            began = self._since.setdefault(
+                (step.index, "failed" if step.state == "undone" else "running"), now
+            )
             if step.state == "waiting":
                 del self._since[(step.index, "running")]
                 continue
@@ -134,7 +136,9 @@ class _Steps:
             self._terminal.show_live(f"{text}  {show_seconds(now - began)}")
 
 
-def follow(client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = "") -> Operation:
+def follow(
+    client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = ""
+) -> Operation:
     """Show the operation until its end and return that. Raises Detached, Overdue, Problem."""
     arrivals: queue.Queue[Operation | BaseException] = queue.Queue()
     told_away = threading.Event()
@@ -142,13 +146,15 @@ def follow(client: Client, terminal: Terminal, id: str, *, timeout: float | None
     def on_away(why: str) -> None:
         if not told_away.is_set():
             told_away.set()
-            terminal.note(f"  ..  the server is away ({why}); the operation does not need it to be watched, waiting")
+            terminal.note(
+                f"  ..  the server is away ({why}); the operation does not need it to be watched, waiting"
+            )
 
     def listen() -> None:
         try:
             for operation in changes(client, id, on_away):
                 arrivals.put(operation)
-        except BaseException as error:  # noqa: BLE001  handed to the thread that can report it
+        except BaseException as error:
             arrivals.put(error)
 
     if title:

@@ -14,11 +14,10 @@ import click
 import msgspec
 from msgspec import Struct
 
-from cli.client import PAGE, decode
+from cli.client import decode
 from cli.output import merge_pages, show_document, show_rows, structured
 from cli.problems import Problem
 from cli.session import Session
-from cli.shapes import Listing
 from cli.table import Column
 from cli.transport import Away, Query
 from cli.verbs import PAIR, SectionOption
@@ -48,7 +47,11 @@ def list_options(*, labels: bool = True, watch: bool = True) -> Callable[[F], F]
             **section,  # type: ignore[arg-type]
         )(function)
         function = click.option(
-            "--limit", type=click.IntRange(1), metavar="N", help="At most so many.", **section  # type: ignore[arg-type]
+            "--limit",
+            type=click.IntRange(1),
+            metavar="N",
+            help="At most so many.",
+            **section,  # type: ignore[arg-type]
         )(function)
         if labels:
             function = click.option(
@@ -90,12 +93,14 @@ def query_of(values: dict[str, Any]) -> dict[str, Any]:
     return query
 
 
-def show_list(session: Session, view: View[Row], query: Query, *, headers: bool = True, watch: bool = False) -> None:
+def show_list(
+    session: Session, view: View[Row], query: Query, *, headers: bool = True, watch: bool = False
+) -> None:
     """Fetch and show a list; with `watch` stay until Ctrl-C."""
     if watch:
         _watch(session, view, query, headers=headers)
     elif structured(session):
-        show_document(session, merge_pages(_raw_pages(session, view.path, query)))
+        show_document(session, merge_pages(list(session.client.bodies(view.path, query))))
     else:
         rows = [row for page in session.client.pages(view.path, query, view.shape) for row in page.items]
         show_rows(session, rows, view.columns(now()), view.name, headers=headers)
@@ -111,26 +116,12 @@ def _footer(session: Session, view: View[Row], rows: Sequence[Row]) -> None:
             session.terminal.note(remark)
 
 
-def _raw_pages(session: Session, path: str, query: Query) -> list[bytes]:
-    left = query.get("limit")
-    bodies: list[bytes] = []
-    cursor: str | int | None = None
-    while True:
-        asked = min(PAGE, left) if isinstance(left, int) else PAGE
-        body = session.client.get(path, {**query, "limit": asked, **({} if cursor is None else {"after": cursor})}).body
-        bodies.append(body)
-        page = decode(body, Listing[msgspec.Raw])
-        if isinstance(left, int):
-            left -= len(page.items)
-        cursor = page.next
-        if cursor is None or left == 0:
-            return bodies
-
-
 def _watch(session: Session, view: View[Row], query: Query, *, headers: bool) -> None:
     """Look again after each event. A terminal is redrawn; elsewhere what changed is printed line by line."""
     if structured(session) and (session.settings.output != "jsonl" or session.flags.query):
-        raise Problem("bad-request", "--watch shows tables, names or jsonl, no single document", hint="add -o jsonl")
+        raise Problem(
+            "bad-request", "--watch shows tables, names or jsonl, no single document", hint="add -o jsonl"
+        )
     seen: dict[str, bytes] = {}
     away = False
     while True:

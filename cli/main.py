@@ -25,7 +25,9 @@ ENTRIES = {
     "token": Entry("cli.commands.token:token", "Create and revoke API tokens.", THINGS),
     "status": Entry("cli.commands.cluster:status", "The cluster at a glance.", CLUSTER),
     "doctor": Entry("cli.commands.cluster:doctor", "Check every part and say how to mend it.", CLUSTER),
-    "projection": Entry("cli.commands.cluster:projection", "The read models: their state, a rebuild.", CLUSTER),
+    "projection": Entry(
+        "cli.commands.cluster:projection", "The read models: their state, a rebuild.", CLUSTER
+    ),
     "api": Entry("cli.commands.cluster:api", "Send a request to the API as it is.", CLUSTER),
     "context": Entry("cli.commands.context:context", "Choose the cluster to talk to.", HERE),
     "login": Entry("cli.commands.context:login", "Keep a token for a context.", HERE),
@@ -114,7 +116,12 @@ root = Group(
     params=[
         *shared_options(hidden=False),
         click.Option(
-            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version."
+            ["--version"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_version,
+            help="Show the version.",
         ),
     ],
     context_settings={"help_option_names": ["-h", "--help"], "obj": None},
@@ -151,7 +158,9 @@ def run(arguments: Sequence[str], session: Session) -> int:
             return leaving
         if session.flags.debug:
             raise
-        session.terminal.complain(f"error[internal-error]: {type(error).__name__}: {error}\nhint: add --debug")
+        session.terminal.complain(
+            f"error[internal-error]: {type(error).__name__}: {error}\nhint: add --debug"
+        )
         return 1
 
 

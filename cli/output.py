@@ -59,7 +59,11 @@ def merge_pages(bodies: Sequence[bytes]) -> bytes:
     if len(bodies) == 1:
         return bodies[0]
     documents = [msgspec.json.decode(body, type=dict[str, msgspec.Raw]) for body in bodies]
-    items = [item for document in documents for item in msgspec.json.decode(document["items"], type=list[msgspec.Raw])]
+    items = [
+        item
+        for document in documents
+        for item in msgspec.json.decode(document["items"], type=list[msgspec.Raw])
+    ]
     last = documents[-1].get("next", msgspec.Raw(b"null"))
     return msgspec.json.encode({**documents[0], "items": items, "next": last})
 
@@ -97,4 +101,6 @@ def _yaml(body: bytes) -> str:
 
 
 def _missing(what: str, library: str) -> Problem:
-    return Problem("bad-request", f"{what} needs {library}, which is not installed", hint="pip install 'vmorch[cli]'")
+    return Problem(
+        "bad-request", f"{what} needs {library}, which is not installed", hint="pip install 'vmorch[cli]'"
+    )

@@ -22,7 +22,7 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
     detail: str = ""
     code: str = "internal-error"
     hint: str = ""
-    facts: dict[str, Any] = {}  # noqa: RUF012  msgspec copies mutable defaults
+    facts: dict[str, Any] = {}
     instance: str = ""
 
 
@@ -71,7 +71,9 @@ def from_document(body: bytes, status: int) -> Problem:
     except msgspec.DecodeError:
         code = {401: "unauthenticated", 403: "forbidden", 404: "not-found", 413: "too-large"}.get(status)
         text = body[:200].decode(errors="replace").strip()
-        return Problem(code or "internal-error", f"the server answered {status}: {text}".rstrip(": "), status=status)
+        return Problem(
+            code or "internal-error", f"the server answered {status}: {text}".rstrip(": "), status=status
+        )
     return Problem(
         document.code,
         document.detail or document.title,

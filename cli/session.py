@@ -87,7 +87,9 @@ class Session:
         if yes:
             return
         if not self.terminal.can_ask:
-            raise Problem("confirmation-missing", f"{what} is not done without confirmation", hint="add --yes")
+            raise Problem(
+                "confirmation-missing", f"{what} is not done without confirmation", hint="add --yes"
+            )
         self.terminal.note(what)
         typed = self.terminal.ask(f"Type the {asked_for} ({answer}) to go on: ")
         if typed != answer:

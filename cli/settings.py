@@ -31,7 +31,7 @@ class ContextFile(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     """Everything in config.toml."""
 
     current: str | None = None
-    contexts: dict[str, Context] = {}  # noqa: RUF012  msgspec copies mutable defaults
+    contexts: dict[str, Context] = {}
 
 
 def config_dir() -> Path:
@@ -85,7 +85,11 @@ class Settings(Struct, frozen=True, kw_only=True):
 
 
 def resolve(
-    *, context: str | None = None, api: str | None = None, output: str | None = None, reason: str | None = None
+    *,
+    context: str | None = None,
+    api: str | None = None,
+    output: str | None = None,
+    reason: str | None = None,
 ) -> Settings:
     """The settings in force, given the flags that were typed. Raises Problem if a named context does not exist."""
     env = os.environ
@@ -95,7 +99,9 @@ def resolve(
     if name and chosen is None:
         known = ", ".join(sorted(file.contexts)) or "none yet"
         raise Problem(
-            "bad-request", f"there is no context {name!r} (known: {known})", hint=f"vmorch context add {name} --api URL"
+            "bad-request",
+            f"there is no context {name!r} (known: {known})",
+            hint=f"vmorch context add {name} --api URL",
         )
     address = api or env.get("VMORCH_API") or (chosen.api if chosen else DEFAULT_API)
     # a stored token belongs to its context's server: an address given by hand must not receive it

@@ -23,7 +23,7 @@ class Listing(Struct, Generic[T], frozen=True):
     """A list document."""
 
     items: list[T]
-    asOf: AsOf = AsOf()  # noqa: N815  the API's name
+    asOf: AsOf = AsOf()
     next: str | int | None = None
 
 
@@ -31,7 +31,7 @@ class Single(Struct, Generic[T], frozen=True):
     """A document of one thing."""
 
     item: T
-    asOf: AsOf = AsOf()  # noqa: N815  the API's name
+    asOf: AsOf = AsOf()
 
 
 class Pending(Struct, frozen=True):
@@ -59,8 +59,8 @@ class VmRow(Struct, frozen=True):
     vcpus: int = 0
     memory: int = 0
     disk: int = 0
-    addresses: list[str] = []  # noqa: RUF012  msgspec copies mutable defaults
-    labels: dict[str, str] = {}  # noqa: RUF012
+    addresses: list[str] = []
+    labels: dict[str, str] = {}
     image: str | None = None
     created_at: datetime | None = None
     operation: str | None = None
@@ -97,8 +97,8 @@ class Ready(Struct, frozen=True):
 class Spec(Struct, frozen=True):
     """A VM's specification."""
 
-    disks: list[Disk] = []  # noqa: RUF012
-    nics: list[Nic] = []  # noqa: RUF012
+    disks: list[Disk] = []
+    nics: list[Nic] = []
     ready: Ready = Ready()
     max_vcpus: int = 0
     max_memory: int = 0
@@ -109,8 +109,8 @@ class Vm(VmRow, frozen=True):
 
     power: str = ""
     power_reason: str = ""
-    pending: dict[str, Pending] = {}  # noqa: RUF012
-    drift: list[Drift] = []  # noqa: RUF012
+    pending: dict[str, Pending] = {}
+    drift: list[Drift] = []
     epoch: int = 0
     version: int = 0
     observed_at: datetime | None = None
@@ -138,8 +138,8 @@ class Operation(Struct, frozen=True):
     message: str = ""
     actor: str = ""
     reason: str = ""
-    arguments: dict[str, Any] = {}  # noqa: RUF012
-    steps: list[Step] = []  # noqa: RUF012
+    arguments: dict[str, Any] = {}
+    steps: list[Step] = []
     started_at: datetime | None = None
     ended_at: datetime | None = None
 
@@ -171,7 +171,7 @@ class Facts(Struct, frozen=True):
     libvirt: str = ""
     qemu: str = ""
     agent: str = ""
-    networks: list[str] = []  # noqa: RUF012
+    networks: list[str] = []
 
 
 class Host(Struct, frozen=True):
@@ -186,9 +186,9 @@ class Host(Struct, frozen=True):
     vms: int = 0
     total: Capacity = Capacity()
     promised: Capacity = Capacity()
-    labels: dict[str, str] = {}  # noqa: RUF012
-    overcommit: dict[str, float] = {}  # noqa: RUF012
-    unmanaged: list[str] = []  # noqa: RUF012
+    labels: dict[str, str] = {}
+    overcommit: dict[str, float] = {}
+    unmanaged: list[str] = []
     facts: Facts | None = None
     version: int = 0
 
@@ -259,7 +259,7 @@ class Plan(Struct, frozen=True):
     """What a change would do."""
 
     host: str | None = None
-    verdicts: list[Verdict] = []  # noqa: RUF012
-    steps: list[str] = []  # noqa: RUF012
+    verdicts: list[Verdict] = []
+    steps: list[str] = []
     position: int = 0
     spec: Any = None

@@ -8,7 +8,7 @@ import http.client
 import socket
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import IO
 
 from msgspec import Struct
@@ -53,7 +53,9 @@ def parse_address(text: str) -> Address:
     except ValueError:
         port = -1
     if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
-        raise Problem("bad-request", f"{text!r} is no API address", hint="http://HOST:PORT, https://HOST or unix:/PATH")
+        raise Problem(
+            "bad-request", f"{text!r} is no API address", hint="http://HOST:PORT, https://HOST or unix:/PATH"
+        )
     return Address(
         text,
         parts.scheme,
@@ -160,12 +162,16 @@ class Transport:
         query: Query | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Iterator[ServerEvent]:
+    ) -> Generator[ServerEvent, None, None]:
         """The events of one stream until its end. Raises Away when the connection fails, Problem when refused."""
         connection = self._connect(IDLE_LIMIT)
         try:
             response = self._send(
-                connection, method, _target(path, query), body, {"Accept": "text/event-stream", **(headers or {})}
+                connection,
+                method,
+                _target(path, query),
+                body,
+                {"Accept": "text/event-stream", **(headers or {})},
             )
             if response.status >= 400:
                 raise from_document(_read(response), response.status)
@@ -204,9 +210,13 @@ class Transport:
         if address.scheme == "unix":
             connection = _UnixConnection(address.path, min(limit, CONNECT_LIMIT))
         elif address.scheme == "https":
-            connection = http.client.HTTPSConnection(address.host, address.port, timeout=min(limit, CONNECT_LIMIT))
+            connection = http.client.HTTPSConnection(
+                address.host, address.port, timeout=min(limit, CONNECT_LIMIT)
+            )
         else:
-            connection = http.client.HTTPConnection(address.host, address.port, timeout=min(limit, CONNECT_LIMIT))
+            connection = http.client.HTTPConnection(
+                address.host, address.port, timeout=min(limit, CONNECT_LIMIT)
+            )
         try:
             connection.connect()
         except OSError as error:

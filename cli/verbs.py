@@ -98,7 +98,12 @@ def change_options(*, confirms: bool = False, waits: bool = True, plans: bool = 
         if waits:
             options += [
                 click.option(
-                    "-d", "--detach", is_flag=True, cls=SectionOption, section="Change", help="Do not wait for the end."
+                    "-d",
+                    "--detach",
+                    is_flag=True,
+                    cls=SectionOption,
+                    section="Change",
+                    help="Do not wait for the end.",
                 ),
                 click.option(
                     "--timeout",
@@ -111,7 +116,12 @@ def change_options(*, confirms: bool = False, waits: bool = True, plans: bool = 
         if confirms:
             options.append(
                 click.option(
-                    "-y", "--yes", is_flag=True, cls=SectionOption, section="Change", help="Do not ask for confirmation."
+                    "-y",
+                    "--yes",
+                    is_flag=True,
+                    cls=SectionOption,
+                    section="Change",
+                    help="Do not ask for confirmation.",
                 )
             )
         for option in reversed(options):
@@ -202,7 +212,9 @@ class Group(click.Group):
 
     def summaries(self, ctx: click.Context) -> list[tuple[str, str, str]]:
         """Section, name and summary of each command."""
-        return [(entry.section, name, entry.summary) for name, entry in self.entries.items() if not entry.hidden]
+        return [
+            (entry.section, name, entry.summary) for name, entry in self.entries.items() if not entry.hidden
+        ]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -242,7 +254,7 @@ class Group(click.Group):
         write_examples(formatter, self.examples)
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType[Any]):
     """A value in the operators' notation; what the parser refuses is a usage error with its hint."""
 
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
@@ -261,7 +273,7 @@ class _Parsed(click.ParamType):
         return self.name.upper()
 
 
-def parsed(name: str, parse: Callable[[str], Any]) -> click.ParamType:
+def parsed(name: str, parse: Callable[[str], Any]) -> click.ParamType[Any]:
     """A parameter type from a parser that raises ValueError."""
     return _Parsed(name, parse)
 

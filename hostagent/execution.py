@@ -54,7 +54,8 @@ class Execution:
         self._journal = journal
         self._hypervisor = hypervisor
         self._watching = watching
-        self._run = effects.blocking.run
+        # any order may hang for ever; all of them together must not hold up journal and reports
+        self._run = effects.blocking.apart().run
         self._answered = answered
 
     async def carry_out(self, job: Job) -> None:

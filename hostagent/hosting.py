@@ -25,7 +25,7 @@ from vmorch.wire import subjects
 
 FINISH_WITHIN = 5.0
 """Seconds that running orders have when the agent is told to stop; what still runs is left as an intent."""
-_LEAVE_WITHIN = 4.0
+_LEAVE_WITHIN, _LET_GO_WITHIN = 3.0, 1.0
 
 _log = structlog.get_logger(__name__)
 
@@ -63,8 +63,12 @@ async def host(
         finally:
             await _leave(link)
     finally:
-        hypervisor.close()
         journal.close()
+        try:
+            async with asyncio.timeout(_LET_GO_WITHIN):
+                await effects.blocking.run(hypervisor.close)
+        except TimeoutError:
+            _log.warning("the hypervisor did not let go")
 
 
 async def _until(stop: asyncio.Event, agent: Agent, link: Link, credentials: Credentials) -> None:

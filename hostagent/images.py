@@ -33,9 +33,11 @@ _TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
 class ImageCache:
     """The images of one host. Thread-safe for different images; one image is fetched in one lane."""
 
-    def __init__(self, layout: Layout, base_url: str, request_headers: Callable[[str], dict[str, str]]) -> None:
+    def __init__(
+        self, layout: Layout, base_url: Callable[[], str], request_headers: Callable[[str], dict[str, str]]
+    ) -> None:
         self._layout = layout
-        self._base_url = base_url.rstrip("/")
+        self._base_url = base_url
         self._request_headers = request_headers
         self._copying: dict[Path, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -124,7 +126,7 @@ class ImageCache:
         headers = {**self._request_headers(path), "accept-encoding": "identity"}
         if start:
             headers["range"] = f"bytes={start}-"
-        with self._client().stream("GET", self._base_url + path, headers=headers) as answer:
+        with self._client().stream("GET", self._base_url().rstrip("/") + path, headers=headers) as answer:
             if answer.status_code >= 500 or answer.status_code in (408, 429):
                 raise _ServerTrouble(f"the control plane answered {answer.status_code}")
             if answer.status_code not in (200, 206):

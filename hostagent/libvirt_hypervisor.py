@@ -24,7 +24,7 @@ from vmorch.core.spec import HostFacts
 class LibvirtHypervisor:
     """A host reached at a libvirt URI on the same machine. Nothing is asked of libvirt before the first call.
 
-    `local_dir` and `shared_dir` hold images, disks and seeds; `fetch_base_url` is the control plane's HTTP
+    `local_dir` and `shared_dir` hold images, disks and seeds; `fetch_base_url()` is the control plane's HTTP
     address, and `request_headers(path)` gives what identifies this host there.
     """
 
@@ -36,7 +36,7 @@ class LibvirtHypervisor:
         default_network: str | None,
         accel: Literal["auto", "kvm", "tcg"],
         cluster: str,
-        fetch_base_url: str,
+        fetch_base_url: Callable[[], str],
         request_headers: Callable[[str], dict[str, str]],
     ) -> None:
         layout = Layout(local_dir.absolute(), shared_dir.absolute() if shared_dir is not None else None)

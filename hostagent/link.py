@@ -91,7 +91,8 @@ class Link:
         with self._lock:
             self._closed = True
             gone, self._connections = self._connections, None
-        _close(gone)
+            registered, self._registered = self._registered, []
+        _let_go(gone or (), registered)
 
     def _open(self) -> tuple[Any, Any]:
         with self._lock:
@@ -105,10 +106,11 @@ class Link:
                 for _ in range(2):
                     made.append(libvirt.open(self._uri))
                     self._prepare(made[-1])
-                for event in _EVENTS:
-                    made[1].domainEventRegisterAny(None, event, self._on_event, event)
+                self._registered = [
+                    made[1].domainEventRegisterAny(None, event, self._on_event, event) for event in _EVENTS
+                ]
             except libvirt.libvirtError as error:
-                _close(tuple(made))
+                _let_go(tuple(made), [])
                 raise HypervisorLost(str(error)) from error
             self._connections = (made[0], made[1])
             return self._connections
@@ -128,7 +130,8 @@ class Link:
             if known is None or connection not in known:
                 return
             self._connections = None
-        _close(known)
+            registered, self._registered = self._registered, []
+        _let_go(known, registered)
         self._lost()
 
     def _on_event(self, _connection: Any, domain: Any, *details: Any) -> None:
@@ -143,9 +146,14 @@ def _is_alive(connection: Any) -> bool:
         return False
 
 
-def _close(connections: tuple[Any, ...] | None) -> None:
-    for connection in connections or ():
+def _let_go(connections: tuple[Any, ...], registered: list[int]) -> None:
+    """Forget connections, of which the last holds the registered events; each event left would keep it open.
+
+    Not closed by hand: another thread may be inside a call, and the last reference to go closes it.
+    """
+    for event in registered:
+        with suppress(libvirt.libvirtError):
+            connections[-1].domainEventDeregisterAny(event)
+    for connection in connections:
         with suppress(libvirt.libvirtError):
             connection.unregisterCloseCallback()
-        with suppress(libvirt.libvirtError):
-            connection.close()

@@ -19,12 +19,21 @@ class Blocking(Protocol):
         """The call's result or exception."""
         ...
 
+    def apart(self) -> "Blocking":
+        """Another such place, whose calls do not wait for those here."""
+        ...
+
 
 class Threads:
     """A thread for each call, at most `limit` at once; further calls wait their turn."""
 
     def __init__(self, limit: int = 256) -> None:
+        self._limit = limit
         self._places = asyncio.Semaphore(limit)
+
+    def apart(self) -> "Threads":
+        """As many threads more."""
+        return Threads(self._limit)
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run `call` in a thread. If the waiter is cancelled the call goes on and its result is dropped."""
@@ -55,6 +64,9 @@ class Threads:
 
 class InPlace:
     """Runs calls where they are asked for: the order of everything is then the event loop's alone."""
+
+    def apart(self) -> "InPlace":
+        return self
 
     async def run(self, call: Callable[[], T]) -> T:
         return call()

@@ -2,18 +2,19 @@
 
 import sys
 import time
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
 
 from cli.client import decode
 from cli.events import columns_of_events, decode_event, subject_of, what
-from cli.listing import View, list_options, now, query_of, show_list
+from cli.listing import View, now, query_of, show_list
 from cli.output import show_document, structured
 from cli.problems import Problem
 from cli.session import Session
 from cli.shapes import Event, Single
-from cli.table import Column, lines, pairs
+from cli.table import pairs
 from cli.transport import Away
 from cli.units import parse_duration, show_time
 from cli.verbs import Entry, Group, SectionOption, parsed, verb
@@ -42,8 +43,6 @@ event = Group(
 
 def _moment(text: str) -> str:
     """`2h` or `-2h` ago, or a time of day or date, as RFC 3339 with an offset."""
-    from datetime import datetime, timedelta
-
     try:
         return (now() - timedelta(seconds=parse_duration(text.removeprefix("-")))).isoformat()
     except ValueError:
@@ -93,20 +92,35 @@ def _view(session: Session) -> View[Event]:
     help="List events, oldest first.",
 )
 @_filters
-@click.option("--since", type=MOMENT, cls=SectionOption, section="Selection", help="From then on: 2h, or a time.")
+@click.option(
+    "--since", type=MOMENT, cls=SectionOption, section="Selection", help="From then on: 2h, or a time."
+)
 @click.option("--until", type=MOMENT, cls=SectionOption, section="Selection", help="Up to then.")
-@click.option("--after", type=int, metavar="N", cls=SectionOption, section="Selection", help="After this position.")
-@click.option("--limit", type=click.IntRange(1), metavar="N", cls=SectionOption, section="Selection", help="At most so many.")
+@click.option(
+    "--after", type=int, metavar="N", cls=SectionOption, section="Selection", help="After this position."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(1),
+    metavar="N",
+    cls=SectionOption,
+    section="Selection",
+    help="At most so many.",
+)
 @click.option("--no-headers", is_flag=True, help="No header line.")
 @click.pass_obj
-def list_events(session: Session, no_headers: bool, **selection: Any) -> None:
+def list_events(session: Session, /, no_headers: bool, **selection: Any) -> None:
     show_list(session, _view(session), query_of(selection), headers=not no_headers)
 
 
-@verb("show", examples=("vmorch event show 48231", "vmorch event show 48231 -o json"), help="Everything that one event says.")
+@verb(
+    "show",
+    examples=("vmorch event show 48231", "vmorch event show 48231 -o json"),
+    help="Everything that one event says.",
+)
 @click.argument("position", type=click.IntRange(1))
 @click.pass_obj
-def show(session: Session, position: int) -> None:
+def show(session: Session, /, position: int) -> None:
     answer = session.client.get(f"/v1/events/{position}")
     if structured(session):
         show_document(session, answer.body)
@@ -130,7 +144,11 @@ def show(session: Session, position: int) -> None:
         ("Request", found.request),
     )
     rows += [(name, str(value)) for name, value in optional if value is not None]
-    text = [*pairs(rows), "Data", *_indented(msgspec.json.format(msgspec.json.encode(found.data), indent=2).decode())]
+    text = [
+        *pairs(rows),
+        "Data",
+        *_indented(msgspec.json.format(msgspec.json.encode(found.data), indent=2).decode()),
+    ]
     session.terminal.out("\n".join(text))
 
 
@@ -140,14 +158,27 @@ def _indented(text: str) -> list[str]:
 
 @verb(
     "tail",
-    examples=("vmorch event tail", "vmorch event tail --subject vm/web-1 --since 5m", "vmorch event tail -o jsonl"),
+    examples=(
+        "vmorch event tail",
+        "vmorch event tail --subject vm/web-1 --since 5m",
+        "vmorch event tail -o jsonl",
+    ),
     help="Show events as they come, until Ctrl-C. A server that goes away is waited for; nothing is missed.",
 )
 @_filters
-@click.option("--since", type=MOMENT, cls=SectionOption, section="Selection", help="Begin there: 5m, or a time.")
-@click.option("--after", type=int, metavar="N", cls=SectionOption, section="Selection", help="Begin after this position.")
+@click.option(
+    "--since", type=MOMENT, cls=SectionOption, section="Selection", help="Begin there: 5m, or a time."
+)
+@click.option(
+    "--after",
+    type=int,
+    metavar="N",
+    cls=SectionOption,
+    section="Selection",
+    help="Begin after this position.",
+)
 @click.pass_obj
-def tail(session: Session, since: str | None, after: int | None, **selection: Any) -> None:
+def tail(session: Session, /, since: str | None, after: int | None, **selection: Any) -> None:
     output = session.settings.output
     if output == "yaml" or session.flags.query:
         raise Problem("bad-request", "a tail has no end, so it is no document", hint="add -o jsonl")
@@ -185,9 +216,7 @@ def _print(session: Session, found: Event, raw: str | None) -> None:
     elif session.settings.output == "name":
         session.terminal.out(str(found.position))
     else:
-        columns: list[Column[Event]] = columns_of_events(session, now())
-        at = found.time.astimezone().strftime("%H:%M:%S") if session.times != "utc" else found.time.strftime("%H:%M:%SZ")
-        text = lines(columns, [found], headers=False, paint=session.terminal.paint)[0]
+        at = found.time.astimezone(UTC if session.times == "utc" else None).strftime("%H:%M:%S")
         fixed = f"{found.position}  {at}  {found.kind:<22}  {subject_of(found):<18}  {found.actor:<10}  {what(found)}"
-        session.terminal.out(fixed.rstrip() if text else fixed)
+        session.terminal.out(fixed.rstrip())
     sys.stdout.flush()

@@ -58,11 +58,19 @@ def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Host]]]:
     def columns(at: datetime) -> Sequence[Column[Host]]:
         return [
             Column(header="NAME", cell=lambda host: host.name),
-            Column(header="STATE", cell=lambda host: host.state, style=lambda host: _STYLES.get(host.state, "")),
+            Column(
+                header="STATE", cell=lambda host: host.state, style=lambda host: _STYLES.get(host.state, "")
+            ),
             Column(header="SINCE", cell=lambda host: show_time(host.since, at, session.times), right=True),
             Column(header="VMS", cell=lambda host: str(host.vms), right=True),
-            Column(header="VCPU", cell=lambda host: f"{host.promised.vcpus:g}/{host.total.vcpus:g}", right=True),
-            Column(header="MEM", cell=lambda h: f"{show_mib(h.promised.memory)}/{show_mib(h.total.memory)}", right=True),
+            Column(
+                header="VCPU", cell=lambda host: f"{host.promised.vcpus:g}/{host.total.vcpus:g}", right=True
+            ),
+            Column(
+                header="MEM",
+                cell=lambda h: f"{show_mib(h.promised.memory)}/{show_mib(h.total.memory)}",
+                right=True,
+            ),
             Column(
                 header="DISK",
                 cell=lambda h: f"{show_gib(h.promised.local_gib)}/{show_gib(h.total.local_gib)}",
@@ -80,15 +88,25 @@ def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Host]]]:
 
 @verb(
     "list",
-    examples=("vmorch host list", "vmorch host list --state unreachable", "vmorch host list -l rack=b2 -o wide -w"),
+    examples=(
+        "vmorch host list",
+        "vmorch host list --state unreachable",
+        "vmorch host list -l rack=b2 -o wide -w",
+    ),
     help="List hosts, all or those whose name matches PATTERN. Capacity is promised/total.",
 )
 @click.argument("pattern", required=False)
-@click.option("--state", metavar="STATE", cls=SectionOption, section="Selection", help="Only those in this state.")
+@click.option(
+    "--state", metavar="STATE", cls=SectionOption, section="Selection", help="Only those in this state."
+)
 @list_options()
 @click.pass_obj
-def list_hosts(session: Session, pattern: str | None, no_headers: bool, watch: bool, **selection: Any) -> None:
-    view = View(path="/v1/hosts", shape=Host, columns=_columns(session), name=lambda host: host.name, noun="host")
+def list_hosts(
+    session: Session, /, pattern: str | None, no_headers: bool, watch: bool, **selection: Any
+) -> None:
+    view = View(
+        path="/v1/hosts", shape=Host, columns=_columns(session), name=lambda host: host.name, noun="host"
+    )
     show_list(session, view, query_of({"name": pattern, **selection}), headers=not no_headers, watch=watch)
 
 
@@ -108,7 +126,7 @@ _host_argument = click.argument("name", metavar="HOST", shell_complete=_complete
 )
 @_host_argument
 @click.pass_obj
-def describe(session: Session, name: str) -> None:
+def describe(session: Session, /, name: str) -> None:
     answer = session.client.get(f"/v1/hosts/{quote(name)}")
     if structured(session):
         show_document(session, answer.body)
@@ -118,7 +136,9 @@ def describe(session: Session, name: str) -> None:
         session.terminal.out(found.name)
         return
     at, paint = now(), session.terminal.paint
-    text = [f"Name {found.name}   State {paint(_STYLES.get(found.state, ''), found.state)}   Version {found.version}"]
+    text = [
+        f"Name {found.name}   State {paint(_STYLES.get(found.state, ''), found.state)}   Version {found.version}"
+    ]
     text += pairs(_facts(found, at, session), "  ")
     text.append("Capacity")
     text += [f"  {line}" for line in lines(_CAPACITY, _capacity(found))]
@@ -132,14 +152,20 @@ def describe(session: Session, name: str) -> None:
     events = last_events(session.client, f"host/{found.id}", 8)
     if events:
         text.append("Events")
-        text += [f"  {line}" for line in lines(columns_of_events(session, at, subject=False), events, headers=False)]
+        text += [
+            f"  {line}"
+            for line in lines(columns_of_events(session, at, subject=False), events, headers=False)
+        ]
     session.terminal.out("\n".join(text))
 
 
 def _facts(found: Host, at: datetime, session: Session) -> list[tuple[str, str]]:
     rows = [
         ("Id", found.id),
-        ("Agent", f"{found.agent} for {show_time(found.since, at, session.times)}" if found.since else found.agent),
+        (
+            "Agent",
+            f"{found.agent} for {show_time(found.since, at, session.times)}" if found.since else found.agent,
+        ),
         ("Labels", show_labels(found.labels)),
     ]
     if found.cordoned is not None:
@@ -149,7 +175,10 @@ def _facts(found: Host, at: datetime, session: Session) -> list[tuple[str, str]]
         rows += [
             ("Hostname", facts.hostname),
             ("Accel", facts.accel),
-            ("Versions", f"libvirt {facts.libvirt or '-'}, qemu {facts.qemu or '-'}, agent {facts.agent or '-'}"),
+            (
+                "Versions",
+                f"libvirt {facts.libvirt or '-'}, qemu {facts.qemu or '-'}, agent {facts.agent or '-'}",
+            ),
             ("Networks", ", ".join(facts.networks) or "-"),
         ]
     return rows
@@ -191,7 +220,7 @@ _VMS: list[Column[VmRow]] = [
 @click.argument("name")
 @change_options(waits=False, plans=False)
 @click.pass_obj
-def enroll(session: Session, name: str) -> None:
+def enroll(session: Session, /, name: str) -> None:
     found = show_secret(session, "/v1/hosts", {"name": name})
     if found is None:
         return
@@ -201,7 +230,9 @@ def enroll(session: Session, name: str) -> None:
         return
     expires = str(found.get("expires", "-"))
     session.terminal.out("\n".join(pairs([("host", name), ("token", token), ("expires", expires)])))
-    session.terminal.note(f"hint: type on {name}: vmorch-agent enroll   (it asks for the API's address and the token)")
+    session.terminal.note(
+        f"hint: type on {name}: vmorch-agent enroll   (it asks for the API's address and the token)"
+    )
 
 
 @verb(
@@ -212,16 +243,21 @@ def enroll(session: Session, name: str) -> None:
 @_host_argument
 @change_options(waits=False, plans=False)
 @click.pass_obj
-def cordon(session: Session, name: str) -> None:
+def cordon(session: Session, /, name: str) -> None:
     reason = session.settings.reason
-    record(session, f"/v1/hosts/{quote(name)}/cordon", {"reason": reason}, "{name} is cordoned (event {position})")
+    record(
+        session,
+        f"/v1/hosts/{quote(name)}/cordon",
+        {"reason": reason},
+        "{name} is cordoned (event {position})",
+    )
 
 
 @verb("uncordon", examples=("vmorch host uncordon hv-03",), help="Place VMs on a host again.")
 @_host_argument
 @change_options(waits=False, plans=False)
 @click.pass_obj
-def uncordon(session: Session, name: str) -> None:
+def uncordon(session: Session, /, name: str) -> None:
     record(session, f"/v1/hosts/{quote(name)}/uncordon", {}, "{name} takes VMs again (event {position})")
 
 
@@ -235,7 +271,7 @@ def uncordon(session: Session, name: str) -> None:
 @click.option("--remove", multiple=True, metavar="KEY", help="Remove this label (repeatable).")
 @change_options(waits=False, plans=False)
 @click.pass_obj
-def label(session: Session, name: str, set_: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> None:
+def label(session: Session, /, name: str, set_: tuple[tuple[str, str], ...], remove: tuple[str, ...]) -> None:
     body = {"set": dict(set_), "remove": list(remove)}
     record(session, f"/v1/hosts/{quote(name)}/label", body, "{name} is labelled (event {position})")
 
@@ -246,12 +282,14 @@ def label(session: Session, name: str, set_: tuple[tuple[str, str], ...], remove
     help="Set how much more than it has a host may promise, as ratios.",
 )
 @_host_argument
-@click.option("--cpu", type=click.FloatRange(0, 100, min_open=True), metavar="RATIO", help="Of vCPUs to CPUs.")
+@click.option(
+    "--cpu", type=click.FloatRange(0, 100, min_open=True), metavar="RATIO", help="Of vCPUs to CPUs."
+)
 @click.option("--memory", type=click.FloatRange(0, 100, min_open=True), metavar="RATIO", help="Of memory.")
 @click.option("--disk", type=click.FloatRange(0, 100, min_open=True), metavar="RATIO", help="Of disk space.")
 @change_options(waits=False, plans=False)
 @click.pass_obj
-def overcommit(session: Session, name: str, **ratios: float | None) -> None:
+def overcommit(session: Session, /, name: str, **ratios: float | None) -> None:
     body = {key: value for key, value in ratios.items() if value is not None}
     if not body:
         raise Problem("bad-request", "nothing to change", hint="give --cpu, --memory or --disk")
@@ -266,7 +304,9 @@ def overcommit(session: Session, name: str, **ratios: float | None) -> None:
 @_host_argument
 @change_options(confirms=True, waits=False, plans=False)
 @click.pass_obj
-def retire(session: Session, name: str, yes: bool) -> None:
+def retire(session: Session, /, name: str, yes: bool) -> None:
     session.demand_reason()
-    session.confirm(f"retire {name}: it can come back only as a new host", name, yes=yes, asked_for="host's name")
+    session.confirm(
+        f"retire {name}: it can come back only as a new host", name, yes=yes, asked_for="host's name"
+    )
     record(session, f"/v1/hosts/{quote(name)}/retire", {}, "{name} is retired (event {position})")

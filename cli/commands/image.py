@@ -66,8 +66,12 @@ def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Image]]]:
 @click.argument("pattern", required=False)
 @list_options(labels=False)
 @click.pass_obj
-def list_images(session: Session, pattern: str | None, no_headers: bool, watch: bool, **selection: Any) -> None:
-    view = View(path="/v1/images", shape=Image, columns=_columns(session), name=lambda image: image.name, noun="image")
+def list_images(
+    session: Session, /, pattern: str | None, no_headers: bool, watch: bool, **selection: Any
+) -> None:
+    view = View(
+        path="/v1/images", shape=Image, columns=_columns(session), name=lambda image: image.name, noun="image"
+    )
     show_list(session, view, query_of({"name": pattern, **selection}), headers=not no_headers, watch=watch)
 
 
@@ -80,7 +84,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 @verb("describe", examples=("vmorch image describe debian-13",), help="Everything about an image.")
 @click.argument("name", metavar="IMAGE", shell_complete=_complete)
 @click.pass_obj
-def describe(session: Session, name: str) -> None:
+def describe(session: Session, /, name: str) -> None:
     answer = session.client.get(f"/v1/images/{quote(name)}")
     if structured(session):
         show_document(session, answer.body)
@@ -114,9 +118,15 @@ def _show(session: Session, found: Image) -> None:
     help="Bring in an image from a file here or from a URL that the server fetches.",
 )
 @click.argument("name")
-@click.option("--file", "path", metavar="FILE", cls=SectionOption, section="Source", help="A file on this machine.")
-@click.option("--url", metavar="URL", cls=SectionOption, section="Source", help="Where the server fetches it.")
-@click.option("--sha256", metavar="HEX", cls=SectionOption, section="Source", help="These bytes and no others.")
+@click.option(
+    "--file", "path", metavar="FILE", cls=SectionOption, section="Source", help="A file on this machine."
+)
+@click.option(
+    "--url", metavar="URL", cls=SectionOption, section="Source", help="Where the server fetches it."
+)
+@click.option(
+    "--sha256", metavar="HEX", cls=SectionOption, section="Source", help="These bytes and no others."
+)
 @click.option(
     "--format",
     "format_",
@@ -128,7 +138,7 @@ def _show(session: Session, found: Image) -> None:
 @change_options(waits=False, plans=False)
 @click.pass_obj
 def add(
-    session: Session, name: str, path: str | None, url: str | None, sha256: str | None, format_: str | None
+    session: Session, /, name: str, path: str | None, url: str | None, sha256: str | None, format_: str | None
 ) -> None:
     session.demand_reason()
     if (path is None) == (url is None):
@@ -150,7 +160,9 @@ def add(
     elif not session.terminal.quiet:
         took = show_seconds(time.monotonic() - began)
         size = show_bytes(found.size)
-        session.terminal.out(f"{found.name} is there: {found.format}, {size}, sha256:{found.digest[:12]}  ({took})")
+        session.terminal.out(
+            f"{found.name} is there: {found.format}, {size}, sha256:{found.digest[:12]}  ({took})"
+        )
 
 
 class _Bar:
@@ -225,7 +237,7 @@ def _fetch(session: Session, body: dict[str, str]) -> bytes:
 @click.argument("name", metavar="IMAGE", shell_complete=_complete)
 @change_options(confirms=True, waits=False, plans=False)
 @click.pass_obj
-def remove(session: Session, name: str, yes: bool) -> None:
+def remove(session: Session, /, name: str, yes: bool) -> None:
     session.demand_reason()
     session.confirm(f"remove image {name}", name, yes=yes, asked_for="image's name")
     record(session, f"/v1/images/{quote(name)}/remove", {}, "{name} is removed (event {position})")

@@ -76,13 +76,19 @@ def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Operation
 )
 @click.option("--vm", metavar="NAME", cls=SectionOption, section="Selection", help="Only this VM's.")
 @click.option("--verb", metavar="VERB", cls=SectionOption, section="Selection", help="Only these.")
-@click.option("--state", metavar="STATE", cls=SectionOption, section="Selection", help="Only those in this state.")
+@click.option(
+    "--state", metavar="STATE", cls=SectionOption, section="Selection", help="Only those in this state."
+)
 @click.option("--active", is_flag=True, cls=SectionOption, section="Selection", help="Only those not over.")
 @list_options(labels=False)
 @click.pass_obj
-def list_ops(session: Session, no_headers: bool, watch: bool, **selection: Any) -> None:
+def list_ops(session: Session, /, no_headers: bool, watch: bool, **selection: Any) -> None:
     view = View(
-        path="/v1/operations", shape=Operation, columns=_columns(session), name=lambda op: op.id, noun="operation"
+        path="/v1/operations",
+        shape=Operation,
+        columns=_columns(session),
+        name=lambda op: op.id,
+        noun="operation",
     )
     show_list(session, view, query_of(selection), headers=not no_headers, watch=watch)
 
@@ -90,7 +96,7 @@ def list_ops(session: Session, no_headers: bool, watch: bool, **selection: Any) 
 @verb("describe", examples=(f"vmorch op describe {_EXAMPLE}",), help="Everything about an operation.")
 @click.argument("id")
 @click.pass_obj
-def describe(session: Session, id: str) -> None:
+def describe(session: Session, /, id: str) -> None:
     answer = session.client.get(f"/v1/operations/{quote(id)}")
     if structured(session):
         show_document(session, answer.body)
@@ -120,7 +126,9 @@ def describe(session: Session, id: str) -> None:
 
 
 _STEPS: list[Column[Step]] = [
-    Column(header="", cell=lambda step: MARKS.get(step.state, "  "), style=lambda step: STYLE.get(step.state, "")),
+    Column(
+        header="", cell=lambda step: MARKS.get(step.state, "  "), style=lambda step: STYLE.get(step.state, "")
+    ),
     Column(header="", cell=lambda step: step.label),
     Column(header="", cell=lambda step: step.state),
     Column(header="", cell=lambda step: step.host),
@@ -139,7 +147,9 @@ def _to_the_end(session: Session, id: str, timeout: float | None, *, cancelled_i
     if session.settings.output == "name":
         session.terminal.out(operation.id)
     elif not structured(session) and not session.terminal.quiet:
-        session.terminal.out(f"{operation.verb} {operation.vm_name} {operation.state} in {_took(operation, now())}")
+        session.terminal.out(
+            f"{operation.verb} {operation.vm_name} {operation.state} in {_took(operation, now())}"
+        )
 
 
 @verb(
@@ -150,7 +160,7 @@ def _to_the_end(session: Session, id: str, timeout: float | None, *, cancelled_i
 @click.argument("id")
 @_timeout
 @click.pass_obj
-def watch(session: Session, id: str, timeout: float | None) -> None:
+def watch(session: Session, /, id: str, timeout: float | None) -> None:
     _to_the_end(session, id, timeout)
 
 
@@ -162,7 +172,7 @@ def watch(session: Session, id: str, timeout: float | None) -> None:
 @click.argument("id")
 @_timeout
 @click.pass_obj
-def wait(session: Session, id: str, timeout: float | None) -> None:
+def wait(session: Session, /, id: str, timeout: float | None) -> None:
     session.terminal.quiet = True
     session.terminal.live = False
     _to_the_end(session, id, timeout)
@@ -176,7 +186,7 @@ def wait(session: Session, id: str, timeout: float | None) -> None:
 @click.argument("id")
 @change_options(plans=False)
 @click.pass_obj
-def cancel(session: Session, id: str, detach: bool, timeout: float | None) -> None:
+def cancel(session: Session, /, id: str, detach: bool, timeout: float | None) -> None:
     session.demand_reason()
     answer = session.client.change(f"/v1/operations/{quote(id)}/cancel", {}, request_id=session.request_id)
     if detach:

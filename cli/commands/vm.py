@@ -8,7 +8,9 @@ import click
 from cli.verbs import Entry, Group
 
 ENTRIES = {
-    "create": Entry("cli.commands.vm_create:create", "Create a VM from an image and start it", "Look and make"),
+    "create": Entry(
+        "cli.commands.vm_create:create", "Create a VM from an image and start it", "Look and make"
+    ),
     "list": Entry("cli.commands.vm_read:list_vms", "List VMs", "Look and make"),
     "describe": Entry("cli.commands.vm_read:describe", "Everything about a VM", "Look and make"),
 }
@@ -71,6 +73,6 @@ vm = VmGroup(
     examples=(
         "vmorch vm create web-1 --image debian-13 --memory 2Gi --vcpus 2",
         "vmorch vm list 'web-*' --state running",
-        "vmorch vm stop -l tier=test --reason \"CHG-2211\"",
+        'vmorch vm stop -l tier=test --reason "CHG-2211"',
     ),
 )

@@ -2,8 +2,9 @@
 
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -11,6 +12,8 @@ from cli.changes import Request, Waiting, carry_out, show_plan, vm_summary
 from cli.problems import Problem
 from cli.session import Session
 from cli.verbs import DURATION, PAIR, SIZE_GIB, SIZE_MIB, SectionOption, change_options, parsed, verb
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _KEY_KINDS = ("ssh-", "ecdsa-", "sk-")
 
@@ -59,10 +62,14 @@ def read_key(text: str) -> list[str]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Problem("bad-request", f"--key: {text!r} is neither a public key nor a readable file") from error
+        raise Problem(
+            "bad-request", f"--key: {text!r} is neither a public key nor a readable file"
+        ) from error
     keys = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if any("PRIVATE KEY" in line for line in keys):
-        raise Problem("bad-request", f"--key: {text} is a PRIVATE key; it was not sent", hint=f"--key {text}.pub")
+        raise Problem(
+            "bad-request", f"--key: {text} is a PRIVATE key; it was not sent", hint=f"--key {text}.pub"
+        )
     return keys
 
 
@@ -92,7 +99,10 @@ def body_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
         body["ssh_keys"] = keys
     if given.get("user_data"):
         body["user_data"] = _read_text(given["user_data"])
-    ready = {**(given.get("ready") or {}), **({"within": given["ready_within"]} if given.get("ready_within") else {})}
+    ready = {
+        **(given.get("ready") or {}),
+        **({"within": given["ready_within"]} if given.get("ready_within") else {}),
+    }
     if ready:
         body["ready"] = ready
     if given.get("label"):
@@ -109,7 +119,7 @@ def body_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
     return body
 
 
-def _grouped(section: str, *names: str, **more: Any) -> Any:
+def _grouped(section: str, *names: str, **more: Any) -> Callable[[F], F]:
     return click.option(*names, cls=SectionOption, section=section, **more)
 
 
@@ -129,11 +139,15 @@ def _grouped(section: str, *names: str, **more: Any) -> Any:
 @click.argument("name")
 @_grouped("Size", "--image", required=True, metavar="NAME", help="An image's name or digest.")
 @_grouped("Size", "--vcpus", type=click.IntRange(1), metavar="N", help="Virtual CPUs; default 1.")
-@_grouped("Size", "--max-vcpus", type=click.IntRange(1), metavar="N", help="Bound of later changes while it runs.")
+@_grouped(
+    "Size", "--max-vcpus", type=click.IntRange(1), metavar="N", help="Bound of later changes while it runs."
+)
 @_grouped("Size", "--memory", required=True, type=SIZE_MIB, help="Memory, such as 2Gi.")
 @_grouped("Size", "--max-memory", type=SIZE_MIB, help="Bound of later changes while it runs.")
 @_grouped("Size", "--disk", type=SIZE_GIB, help="Root disk; default: as small as the image allows.")
-@_grouped("Size", "--storage", type=click.Choice(("local", "shared")), help="Where the root disk is; default local.")
+@_grouped(
+    "Size", "--storage", type=click.Choice(("local", "shared")), help="Where the root disk is; default local."
+)
 @_grouped(
     "Size",
     "--extra-disk",
@@ -161,12 +175,20 @@ def _grouped(section: str, *names: str, **more: Any) -> Any:
 @_grouped("Guest", "--no-start", is_flag=True, help="Leave it off.")
 @_grouped("Placement", "-l", "--label", type=PAIR, multiple=True, help="A label of the VM (repeatable).")
 @_grouped("Placement", "--host", metavar="NAME", help="On this host or nowhere.")
-@_grouped("Placement", "--host-label", type=PAIR, multiple=True, help="On hosts with this label (repeatable).")
-@_grouped("Placement", "--away-from", type=PAIR, multiple=True, help="Not where VMs with this label are (repeatable).")
+@_grouped(
+    "Placement", "--host-label", type=PAIR, multiple=True, help="On hosts with this label (repeatable)."
+)
+@_grouped(
+    "Placement",
+    "--away-from",
+    type=PAIR,
+    multiple=True,
+    help="Not where VMs with this label are (repeatable).",
+)
 @change_options()
 @click.pass_obj
 def create(
-    session: Session, name: str, dry_run: bool, detach: bool, timeout: float | None, **given: Any
+    session: Session, /, name: str, dry_run: bool, detach: bool, timeout: float | None, **given: Any
 ) -> None:
     session.demand_reason()
     request = Request(

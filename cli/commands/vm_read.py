@@ -18,7 +18,14 @@ from cli.verbs import SectionOption, verb
 
 EVENTS_SHOWN = 8
 
-_STYLES = {"running": "good", "off": "dim", "crashed": "bad", "unknown": "warn", "paused": "warn", "absent": "bad"}
+_STYLES = {
+    "running": "good",
+    "off": "dim",
+    "crashed": "bad",
+    "unknown": "warn",
+    "paused": "warn",
+    "absent": "bad",
+}
 
 
 def _columns(session: Session) -> Any:
@@ -57,13 +64,24 @@ def _remark(rows: Sequence[VmRow]) -> str:
     help="List VMs, all or those whose name matches PATTERN.",
 )
 @click.argument("pattern", required=False)
-@click.option("--host", metavar="NAME", cls=SectionOption, section="Selection", help="Only those on this host.")
-@click.option("--state", metavar="STATE", cls=SectionOption, section="Selection", help="Only those in this state.")
+@click.option(
+    "--host", metavar="NAME", cls=SectionOption, section="Selection", help="Only those on this host."
+)
+@click.option(
+    "--state", metavar="STATE", cls=SectionOption, section="Selection", help="Only those in this state."
+)
 @list_options()
 @click.pass_obj
-def list_vms(session: Session, pattern: str | None, no_headers: bool, watch: bool, **selection: Any) -> None:
+def list_vms(
+    session: Session, /, pattern: str | None, no_headers: bool, watch: bool, **selection: Any
+) -> None:
     view = View(
-        path="/v1/vms", shape=VmRow, columns=_columns(session), name=lambda vm: vm.name, noun="VM", after=_remark
+        path="/v1/vms",
+        shape=VmRow,
+        columns=_columns(session),
+        name=lambda vm: vm.name,
+        noun="VM",
+        after=_remark,
     )
     query = query_of({"name": pattern, **selection})
     show_list(session, view, query, headers=not no_headers, watch=watch)
@@ -82,7 +100,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 )
 @click.argument("vm", shell_complete=_complete)
 @click.pass_obj
-def describe(session: Session, vm: str) -> None:
+def describe(session: Session, /, vm: str) -> None:
     answer = session.client.get(f"/v1/vms/{quote(vm)}")
     if structured(session):
         show_document(session, answer.body)
@@ -106,12 +124,17 @@ def describe(session: Session, vm: str) -> None:
 def describe_lines(vm: Vm, at: datetime, session: Session) -> list[str]:
     """A VM for reading, without its events."""
     paint = session.terminal.paint
-    state = paint(_STYLES.get(vm.state, "warn"), vm.state) + (f" ({vm.power_reason})" if vm.power_reason else "")
+    state = paint(_STYLES.get(vm.state, "warn"), vm.state) + (
+        f" ({vm.power_reason})" if vm.power_reason else ""
+    )
     text = [f"Name {vm.name}   State {state}   Host {vm.host or '-'}   Version {vm.version}"]
     facts = [
         ("Id", vm.id),
         ("Image", vm.image or "-"),
-        ("vCPUs", f"{vm.vcpus}" + (f", up to {vm.spec.max_vcpus} live" if vm.spec.max_vcpus > vm.vcpus else "")),
+        (
+            "vCPUs",
+            f"{vm.vcpus}" + (f", up to {vm.spec.max_vcpus} live" if vm.spec.max_vcpus > vm.vcpus else ""),
+        ),
         (
             "Memory",
             show_mib(vm.memory)
@@ -125,18 +148,36 @@ def describe_lines(vm: Vm, at: datetime, session: Session) -> list[str]:
         facts.append(("Operation", f"{vm.operation}  (vmorch op watch {vm.operation})"))
     text += pairs(facts, "  ")
     text.append("Conditions")
-    text += [f"  {line}" for line in lines(_CONDITIONS, _conditions(vm, at, session), headers=False, paint=paint)]
+    text += [
+        f"  {line}" for line in lines(_CONDITIONS, _conditions(vm, at, session), headers=False, paint=paint)
+    ]
     text.append("Disks")
-    text += pairs([(disk.name, f"{show_gib(disk.size)}  {disk.storage}{_origin(disk.image)}") for disk in vm.spec.disks], "  ")
+    text += pairs(
+        [
+            (disk.name, f"{show_gib(disk.size)}  {disk.storage}{_origin(disk.image)}")
+            for disk in vm.spec.disks
+        ],
+        "  ",
+    )
     if vm.spec.nics:
         text.append("Networks")
-        text += pairs([(nic.mac, _network(nic.network, nic.address, nic.gateway)) for nic in vm.spec.nics], "  ")
+        text += pairs(
+            [(nic.mac, _network(nic.network, nic.address, nic.gateway)) for nic in vm.spec.nics], "  "
+        )
     if vm.pending:
         text.append("Pending, in force from the next start")
-        text += pairs([(name, f"{_figure(name, p.live)} -> {_figure(name, p.asked)}") for name, p in vm.pending.items()], "  ")
+        text += pairs(
+            [
+                (name, f"{_figure(name, p.live)} -> {_figure(name, p.asked)}")
+                for name, p in vm.pending.items()
+            ],
+            "  ",
+        )
     if vm.drift:
         text.append("Differs from the record")
-        text += pairs([(each.field, f"recorded {each.recorded}, seen {each.seen}") for each in vm.drift], "  ")
+        text += pairs(
+            [(each.field, f"recorded {each.recorded}, seen {each.seen}") for each in vm.drift], "  "
+        )
     return text
 
 
@@ -157,14 +198,21 @@ def _conditions(vm: Vm, at: datetime, session: Session) -> list[_Condition]:
     )
     limit = show_seconds(vm.spec.ready.within)
     return [
-        ("Running", vm.power == "running", f"power {vm.power or 'unknown'}; ready when: {check}, within {limit}"),
+        (
+            "Running",
+            vm.power == "running",
+            f"power {vm.power or 'unknown'}; ready when: {check}, within {limit}",
+        ),
         ("Seen", vm.host_reachable, f"last observed {seen}{ago}" if vm.host else "on no host"),
         ("InSync", not vm.pending and not vm.drift, _sync(vm)),
     ]
 
 
 def _sync(vm: Vm) -> str:
-    reasons = [*(f"{name} waits for the next start" for name in vm.pending), *(f"{each.field} drifted" for each in vm.drift)]
+    reasons = [
+        *(f"{name} waits for the next start" for name in vm.pending),
+        *(f"{each.field} drifted" for each in vm.drift),
+    ]
     return "; ".join(reasons) or "as recorded"
 
 

@@ -194,13 +194,12 @@ class Host:
     # -- the agent ----------------------------------------------------------------------------------------------
 
     def is_enrolled(self) -> bool:
-        return (self.directory / "enrolled").exists()
+        return (self.directory / "agent" / "identity.json").exists()
 
     def enrol(self, server: str, token: str) -> None:
         """Give the host's agent its identity with the control plane at `server`."""
-        argv = [*AGENT_ARGV[:3], "enroll", "--config", host_files.AGENT_CONFIG, "--server", server, "--token", token]
-        self.run(argv)
-        (self.directory / "enrolled").touch()
+        # by standard input: a token on the command line would stand in the process list
+        self.run([*AGENT_ARGV[:3], "enroll", server, "--config", host_files.AGENT_CONFIG, "--token-file", "-"], text=token)
 
     def status(self) -> HostStatus:
         control = self._control.init()

@@ -5,9 +5,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import libvirt
-from lxml import etree
 
 from hostagent.commands._host import Host
+from hostagent.identity import machine_id
 from hostagent.shared import shared_id
 from hostagent.space import storage_gib
 from vmorch.core.ids import GiB, MiB
@@ -24,7 +24,7 @@ def host_facts(host: Host) -> HostFacts:
     shares = "shared" in layout.storages
     return HostFacts(
         hostname=connection.getHostname() or socket.gethostname(),
-        machine_id=_machine_id(connection),
+        machine_id=machine_id(),
         cpus=cpus,
         memory=MiB(memory),
         local_gib=storage_gib(layout, "local"),
@@ -41,12 +41,6 @@ def host_facts(host: Host) -> HostFacts:
 def _networks(connection: Any) -> list[str]:
     active = libvirt.VIR_CONNECT_LIST_NETWORKS_ACTIVE
     return [network.name() for network in connection.listAllNetworks(active)]
-
-
-def _machine_id(connection: Any) -> str:
-    """The identity that libvirt migrates by: of the board, unless the daemon was configured with another."""
-    found = etree.fromstring(connection.getCapabilities().encode()).findtext("host/uuid")
-    return found or ""
 
 
 def _dotted(number: int) -> str:

@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -18,7 +19,7 @@ from hostagent.journal import Journal
 from hostagent.pinning import Pins
 from hostagent.session import Party
 from hostagent.simulated_hypervisor import SimulatedHypervisor, no_seconds
-from hostagent.threads import Threads
+from hostagent.threads import InPlace, Threads
 from vmorch.bus.bus import to_sending_host
 from vmorch.bus.keys import create, verifier
 from vmorch.bus.memory import MemoryBus
@@ -117,7 +118,7 @@ class ControlPlane:
                 found.setdefault(item.id, item.answer)
         return found
 
-    def order(self, command: HostCommand, id: str = "", **changed: object) -> Order:
+    def order(self, command: HostCommand, id: str = "", **changed: Any) -> Order:
         """An order as it would be sent now, but for what is changed."""
         order = Order(
             id=CommandId(id or str(uuid4())),
@@ -136,7 +137,7 @@ class ControlPlane:
         receipt: Receipt = unseal(data, Receipt, verifier(self.host_key.public))
         return receipt
 
-    async def do(self, command: HostCommand, **changed: object) -> Answer:
+    async def do(self, command: HostCommand, **changed: Any) -> Answer:
         """Have a command carried out and return its answer."""
         order = self.order(command, **changed)
         receipt = await self.send(order)
@@ -157,8 +158,8 @@ class ControlPlane:
         return await self.send(said)
 
 
-def effects() -> Effects:
-    """Real time and threads, countable ids."""
+def effects(*, threads: bool = True) -> Effects:
+    """Real time and threads (or all calls in place), countable ids."""
     numbers = itertools.count(1)
     prefix = uuid4().hex[:8]
     return Effects(
@@ -166,7 +167,7 @@ def effects() -> Effects:
         wall=time.time,
         new_id=lambda: f"session-{prefix}-{next(numbers)}",
         chance=lambda: 0.5,
-        blocking=Threads(),
+        blocking=Threads() if threads else InPlace(),
     )
 
 
@@ -186,7 +187,13 @@ class Process:
 
 @asynccontextmanager
 async def agent(
-    bus: MemoryBus, plane: ControlPlane, directory: Path, hypervisor: Hypervisor, *, grace: float = 5.0
+    bus: MemoryBus,
+    plane: ControlPlane,
+    directory: Path,
+    hypervisor: Hypervisor,
+    *,
+    grace: float = 5.0,
+    threads: bool = True,
 ) -> AsyncIterator[Process]:
     """An agent that runs inside of the block; its journal stays in the directory."""
     journal = Journal(directory / JOURNAL)
@@ -197,7 +204,7 @@ async def agent(
 
     party = Party(CLUSTER, HOST, plane.host_key, verifier(plane.keys.public))
     pins = Pins(journal, INCARNATION, MACHINE, plane.host_key.public)
-    being = Agent(party, journal, hypervisor, pins, effects(), new_credentials)
+    being = Agent(party, journal, hypervisor, pins, effects(threads=threads), new_credentials)
     link = bus.link("host", subjects.inbox(HOST), on_state=being.connection_changed)
     running = asyncio.create_task(being.run(link))
     try:
@@ -214,7 +221,12 @@ async def agent(
 
 @asynccontextmanager
 async def host(
-    directory: Path, hypervisor: Hypervisor, *, earlier: ControlPlane | None = None, grace: float = 5.0
+    directory: Path,
+    hypervisor: Hypervisor,
+    *,
+    earlier: ControlPlane | None = None,
+    grace: float = 5.0,
+    threads: bool = True,
 ) -> AsyncIterator[tuple[ControlPlane, Process, MemoryBus]]:
     """A control plane and one agent that has said hello. With `earlier`, that control plane goes on."""
     bus = MemoryBus()
@@ -223,7 +235,7 @@ async def host(
         plane.keys, plane.host_key = earlier.keys, earlier.host_key
         plane.position, plane.incarnation = earlier.position, earlier.incarnation
     await plane.serve()
-    async with agent(bus, plane, directory, hypervisor, grace=grace) as process:
+    async with agent(bus, plane, directory, hypervisor, grace=grace, threads=threads) as process:
         await until(lambda: plane.session)
         yield plane, process, bus
 

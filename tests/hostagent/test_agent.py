@@ -2,6 +2,7 @@
 
 import asyncio
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from msgspec.structs import replace
 from scripted import ControlPlane, host, new_vm, provisioning, simulated, until
 
 from hostagent.simulated_hypervisor import SimulatedHypervisor
-from vmorch.core.hostcommands import Done, Failed, StartDomain, StopDomain
+from vmorch.core.hostcommands import Answer, Done, Failed, StartDomain, StopDomain
 from vmorch.core.hypervisor import LibvirtHost, after_crash
 from vmorch.core.ids import CommandId, MiB, VmId
-from vmorch.wire.envelopes import Answered, Hello, Seen, SeenUnmanaged
+from vmorch.wire.envelopes import Answered, Hello, Order, Seen, SeenUnmanaged
 
 
 def test_an_agent_says_hello_and_carries_out_orders_in_order(tmp_path: Path) -> None:
@@ -37,14 +38,50 @@ def test_an_agent_says_hello_and_carries_out_orders_in_order(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
-def test_an_answer_is_on_the_wire_soon_after_its_effect(tmp_path: Path) -> None:
+def test_an_agent_needs_no_threads_of_its_own(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        hypervisor, vm, before = simulated(), new_vm(), threading.active_count()
+        async with host(tmp_path, hypervisor, threads=False) as (plane, _, _):
+            for command in provisioning(vm):
+                assert isinstance(await plane.do(command), Done)
+            hypervisor.tamper(after_crash)
+            await until(lambda: _last_seen(plane, vm))
+            assert threading.active_count() == before
+
+    asyncio.run(scenario())
+
+
+def test_a_journal_on_a_full_disk_takes_no_order_and_takes_them_again_when_there_is_room(tmp_path: Path) -> None:
     async def scenario() -> None:
         hypervisor, vm = simulated(), new_vm()
+        async with host(tmp_path, hypervisor) as (plane, process, _):
+            await plane.do(provisioning(vm)[0])
+            with process.journal._lock:
+                pages = process.journal._db.execute("PRAGMA page_count").fetchone()[0]
+                process.journal._db.execute(f"PRAGMA max_page_count = {pages}")
+            define = provisioning(vm)[1]
+            refused = None
+            while refused is None:
+                receipt = await plane.send(plane.order(define))
+                refused = None if receipt.accepted else receipt
+            assert refused.code == "journal-unwritable"
+            assert refused.message == "database or disk is full"
+            with process.journal._lock:
+                process.journal._db.execute("PRAGMA max_page_count = 100000")
+            assert isinstance(await plane.do(define), Done)
+            await until(lambda: not process.journal.open_orders())
+
+    asyncio.run(scenario())
+
+
+def test_an_answer_is_on_the_wire_soon_after_its_effect(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        ended: list[float] = []
+        hypervisor, vm = simulated(keep=lambda _host: ended.append(time.monotonic())), new_vm()
         async with host(tmp_path, hypervisor) as (plane, _, _):
             delays = []
             for index in range(60):
-                ended: list[float] = []
-                hypervisor._keep = lambda _host, ended=ended: ended.append(time.monotonic())  # type: ignore[misc]
+                ended.clear()
                 command = StopDomain(vm=vm, grace=0, force=True) if index % 2 else StartDomain(vm=vm)
                 if index == 0:
                     for each in provisioning(vm)[:-1]:
@@ -53,7 +90,7 @@ def test_an_answer_is_on_the_wire_soon_after_its_effect(tmp_path: Path) -> None:
                 before = len(plane.items)
                 order = plane.order(command)
                 await plane.send(order)
-                await until(lambda order=order: order.id in plane.answers())  # type: ignore[misc]
+                await _answered(plane, order)
                 told = [
                     at
                     for item, at in zip(plane.items[before:], plane.arrived[before:], strict=True)
@@ -75,9 +112,11 @@ def test_a_repeated_order_is_done_once_and_its_answer_is_told_again(tmp_path: Pa
             order = plane.order(command)
             await plane.send(order)
             await until(lambda: not process.journal.unconfirmed(1, 1) and order.id in plane.answers())
-            for count in range(2, 5):
+            for _ in range(3):
+                before = len(plane.items)
                 assert (await plane.send(order)).accepted
-                await until(lambda count=count: count == _times(plane, order.id))  # type: ignore[misc]
+                await _longer(plane, before)
+            assert _times(plane, order.id) == 4
             assert hypervisor.begun[command.kind] == 1
             assert len(set(map(repr, plane.items[1:]))) == 1
 
@@ -383,7 +422,15 @@ def test_an_agent_that_is_told_to_stop_lets_running_orders_end(tmp_path: Path) -
     asyncio.run(scenario())
 
 
-def _full_disk(*_: object) -> None:
+async def _answered(plane: ControlPlane, order: Order) -> None:
+    await until(lambda: order.id in plane.answers())
+
+
+async def _longer(plane: ControlPlane, items: int) -> None:
+    await until(lambda: len(plane.items) > items)
+
+
+def _full_disk(id: CommandId, vm: VmId | None, answer: Answer) -> None:
     raise sqlite3.OperationalError("database or disk is full")
 
 

@@ -23,7 +23,7 @@ from vmorch.bus.credentials import ensure_keys
 from vmorch.bus.memory import MemoryBus
 from vmorch.core.aggregates.host import SessionStarted
 from vmorch.core.aggregates.token import Role
-from vmorch.core.aggregates.vm import Operation, OperationFinished, StepDone
+from vmorch.core.aggregates.vm import OperationFinished, StepDone, Vm, VmDeleted
 from vmorch.core.codec import encode
 from vmorch.core.fleet import Fleet
 from vmorch.core.hostcommands import Observed
@@ -109,21 +109,25 @@ class Api:
             assert answer.status_code == 202, answer.text
             return dict(answer.json())
 
-    def operation(self, id: str) -> Operation:
-        found = self.fleet.operation(OperationId(id))
-        assert found is not None
-        return found[1]
-
     async def finish_operation(self, id: str) -> None:
-        """Let every step of an operation succeed."""
+        """Let every step of an operation succeed; the VM runs then."""
+        seen = Observed(power="running", vcpus=1, memory=MiB(512), addresses=("10.0.0.7",))
+        await self._finish(id, seen)
+
+    async def finish_deletion(self, id: str) -> None:
+        """Let every step of a deletion succeed."""
+        vm = await self._finish(id, Observed(power="absent"))
+        await self.record(stream("vm", vm.id), VmDeleted())
+
+    async def _finish(self, id: str, seen: Observed) -> Vm:
         found = self.fleet.operation(OperationId(id))
         assert found is not None
         vm, operation = found
         at = stream("vm", vm.id)
         for index in range(operation.progress.done, len(operation.steps)):
-            seen = Observed(power="running", vcpus=1, memory=MiB(512), addresses=("10.0.0.7",))
             await self.record(at, StepDone(operation=operation.id, index=index, observed=seen))
         await self.record(at, OperationFinished(operation=operation.id, outcome="succeeded"))
+        return vm
 
 
 @asynccontextmanager

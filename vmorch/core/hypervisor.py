@@ -43,6 +43,7 @@ FAILURE_CODES: Final = frozenset(
         "image-digest-mismatch",
         "image-unavailable",
         "disk-full",
+        "disk-too-small",
         "libvirt-refused",
         "guest-did-not-stop",
         "not-ready",
@@ -51,9 +52,12 @@ FAILURE_CODES: Final = frozenset(
         "deadline-passed",
         "interrupted",
         "not-ours",
+        "unknown-command",
+        "fault",
     }
 )
-"""Every code that a Failed answer of a hypervisor or its agent carries; stable."""
+"""Every code that a Failed answer of a hypervisor or its agent carries; stable. `fault`: a defect of the agent
+itself, which it logged; the effect was looked for and not found."""
 
 EMPTY_DISK_MIB: Final = 1
 """What a thin disk takes of the host's space before its guest writes to it, rounded up."""
@@ -129,6 +133,8 @@ def observe(host: LibvirtHost, vm: VmId) -> Observed:
 
 def differences(domain: Domain) -> dict[str, tuple[str, str]]:
     """What of a domain's configuration is not as it was defined: field -> (defined, found)."""
+    if not domain.persistent:
+        return {"persistent": ("yes", "no")}
     fields = ("vcpus", "max_vcpus", "memory", "max_memory")
     pairs = {name: (str(getattr(domain.spec, name)), str(getattr(domain.found, name))) for name in fields}
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
@@ -205,8 +211,11 @@ def _create_disk(host: LibvirtHost, command: CreateDisk) -> Effect:
         return host, Done(already=True)
     if disk.image is not None and disk.image.digest not in host.images:
         return host, Failed(code="no-image", message=f"image {disk.image.digest} is not on this host")
-    if host.free.get(disk.storage, 0) < EMPTY_DISK_MIB:
-        return host, Failed(code="disk-full", message=f"no space left on {disk.storage} storage")
+    if disk.image is not None and disk.size << 30 < disk.image.virtual_size:
+        return host, Failed(code="disk-too-small", message=f"{disk.size} GiB cannot hold the image")
+    # a thin disk takes nothing yet, but it is not begun where it could never be filled
+    if host.free.get(disk.storage, 0) < disk.size * 1024:
+        return host, Failed(code="disk-full", message=f"{host.free.get(disk.storage, 0)} MiB of {disk.storage} left")
     disks = {**host.disks, vm: {**host.disks.get(vm, {}), key: disk}}
     free = {**host.free, disk.storage: host.free[disk.storage] - EMPTY_DISK_MIB}
     return replace(host, disks=disks, free=free), Done()
@@ -294,7 +303,7 @@ def _change(
             return _start(host, vm, domain)
         case SuspendDomain(), "running":
             return _put(host, vm, replace(domain, power="paused", reason="user"))
-        case ResumeDomain(), "paused":
+        case StartDomain() | ResumeDomain(), "paused":
             return _put(host, vm, replace(domain, power="running", reason=""))
         case SetVcpus(vcpus=vcpus), "running" | "paused":
             if not domain.vcpus <= vcpus <= domain.found.max_vcpus:

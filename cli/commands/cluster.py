@@ -1,0 +1,252 @@
+"""Commands about the cluster as a whole: status, doctor, projection, whoami, api."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from cli.client import decode
+from cli.output import show_document, structured
+from cli.problems import Problem, fact_lines
+from cli.session import Session
+from cli.shapes import Listing
+from cli.table import Column, lines
+from cli.verbs import Entry, Group, change_options, verb
+
+_HERE = "cli.commands.cluster"
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The cluster at a glance."""
+
+    cluster: str = "-"
+    version: str = "-"
+    head: int | None = None
+    hosts: dict[str, int] = {}
+    vms: dict[str, int] = {}
+    operations: int = 0
+    projectionLag: int | None = None
+    postgres: bool = True
+    nats: bool | None = None
+
+
+class Check(msgspec.Struct, frozen=True):
+    """One finding of the doctor."""
+
+    check: str
+    state: str
+    detail: str = ""
+    hint: str = ""
+
+
+class Projection(msgspec.Struct, frozen=True):
+    """A read model's state."""
+
+    name: str
+    position: int = 0
+    poisoned: Any = None
+
+
+@verb(
+    "status",
+    examples=("vmorch status", "vmorch status -o json --query vms.running"),
+    help="The cluster at a glance.",
+)
+@click.pass_obj
+def status(session: Session, /) -> None:
+    answer = session.client.get("/v1/status")
+    if structured(session):
+        show_document(session, answer.body)
+        return
+    found = decode(answer.body, Status)
+    paint = session.terminal.paint
+    log = paint("bad", "the log is away") if found.head is None else f"log {found.head:,}"
+    lag = "-" if found.projectionLag is None else f"{found.projectionLag:,} events"
+    bus = {True: "connected", False: paint("bad", "not connected"), None: "none"}[found.nats]
+    session.terminal.out(
+        "\n".join(
+            [
+                f"cluster {found.cluster}   version {found.version}   {log}   projection lag {lag}   nats {bus}",
+                f"hosts   {_counts(found.hosts)}",
+                f"VMs     {_counts(found.vms)}",
+                f"ops     {found.operations} active",
+            ]
+        )
+    )
+
+
+def _counts(counts: dict[str, int]) -> str:
+    if not counts:
+        return "none"
+    parts = ", ".join(
+        f"{count} {state}" for state, count in sorted(counts.items(), key=lambda each: -each[1])
+    )
+    return f"{sum(counts.values())}: {parts}"
+
+
+_STYLES = {"ok": "good", "warn": "warn", "fail": "bad"}
+
+_CHECKS: list[Column[Check]] = [
+    Column(header="", cell=lambda each: each.state, style=lambda each: _STYLES.get(each.state, "")),
+    Column(header="", cell=lambda each: each.check),
+    Column(header="", cell=lambda each: each.detail),
+]
+
+
+@verb(
+    "doctor",
+    examples=("vmorch doctor", "vmorch doctor -o json"),
+    help="Check every part of the cluster and say how to mend it. Exits 1 if something fails.",
+)
+@click.pass_obj
+def doctor(session: Session, /) -> None:
+    answer = session.client.get("/v1/doctor")
+    checks = decode(answer.body, Listing[Check]).items
+    failed = any(check.state == "fail" for check in checks)
+    if structured(session):
+        show_document(session, answer.body)
+    else:
+        everything = [Check("api", "ok", session.settings.api), *checks]
+        text = lines(_CHECKS, everything, headers=False, paint=session.terminal.paint)
+        for check, line in zip(everything, text, strict=True):
+            session.terminal.out(line)
+            if check.hint and check.state != "ok":
+                session.terminal.out(f"      hint: {check.hint}")
+    if failed:
+        raise SystemExit(1)
+
+
+projection = Group(
+    "projection",
+    {
+        "status": Entry(f"{_HERE}:projection_status", "How far each read model is"),
+        "rebuild": Entry(f"{_HERE}:rebuild", "Make all read models anew from the log"),
+    },
+    help="Read models: made from the log, and made again from it at will.",
+    foreign={"list": "vmorch projection status", "reset": "vmorch projection rebuild"},
+    examples=("vmorch projection status",),
+)
+
+_PROJECTIONS: list[Column[Projection]] = [
+    Column(header="NAME", cell=lambda each: each.name),
+    Column(header="POSITION", cell=lambda each: str(each.position), right=True),
+    Column(
+        header="UNREADABLE",
+        cell=lambda each: str(len(each.poisoned)) if each.poisoned else "-",
+        style=lambda each: "bad" if each.poisoned else "",
+    ),
+]
+
+
+@verb("status", examples=("vmorch projection status",), help="How far each read model is in the log.")
+@click.pass_obj
+def projection_status(session: Session, /) -> None:
+    answer = session.client.get("/v1/projections")
+    if structured(session):
+        show_document(session, answer.body)
+        return
+    found = decode(answer.body, Listing[Projection]).items
+    session.terminal.out("\n".join(lines(_PROJECTIONS, found, paint=session.terminal.paint)))
+    for each in found:
+        if each.poisoned:
+            session.terminal.out(
+                "\n".join([f"{each.name} cannot read:", *fact_lines(_as_facts(each.poisoned))])
+            )
+
+
+def _as_facts(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {"streams": value}
+
+
+@verb(
+    "rebuild",
+    examples=("vmorch projection rebuild",),
+    help="Make all read models anew from the log. Reads go on meanwhile.",
+)
+@change_options(waits=False, plans=False)
+@click.pass_obj
+def rebuild(session: Session, /) -> None:
+    session.demand_reason()
+    # the whole log is read again before the answer comes
+    answer = session.client.change("/v1/projections/rebuild", {}, request_id=session.request_id, limit=3600)
+    if structured(session):
+        show_document(session, answer.body)
+    else:
+        document: dict[str, Any] = msgspec.json.decode(answer.body)
+        rest = {
+            key: value for key, value in document.items() if key not in ("apiVersion", "kind", "projections")
+        }
+        session.terminal.out("\n".join(["The read models are made anew.", *fact_lines(rest)]))
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Whose token it is."""
+
+    name: str
+    role: str = ""
+    cluster: str = "-"
+    expires: Any = None
+
+
+@verb("whoami", examples=("vmorch whoami",), help="Whose token is in use, what it may do, and where.")
+@click.pass_obj
+def whoami(session: Session, /) -> None:
+    answer = session.client.get("/v1/whoami")
+    if structured(session):
+        show_document(session, answer.body)
+        return
+    found = decode(answer.body, Identity)
+    if session.settings.output == "name":
+        session.terminal.out(found.name)
+        return
+    until = f", until {found.expires}" if found.expires else ""
+    session.terminal.out(
+        f"{found.name} ({found.role}{until}) at cluster {found.cluster}, {session.settings.api}"
+    )
+
+
+@verb(
+    "api",
+    examples=(
+        "vmorch api GET /v1/vms?state=running",
+        "vmorch api POST /v1/vms/web-1/stop --data '{\"force\": true}'",
+        "vmorch api GET /v1/events/tail",
+    ),
+    help="Send a request to the API as it is, and print the answer as it comes. Event streams are followed.",
+)
+@click.argument("method", type=click.Choice(("GET", "POST", "PUT", "DELETE"), case_sensitive=False))
+@click.argument("path")
+@click.option("--data", metavar="JSON|@FILE|-", help="The body.")
+@change_options(waits=False, plans=False)
+@click.pass_obj
+def api(session: Session, /, method: str, path: str, data: str | None) -> None:
+    if method != "GET":
+        session.demand_reason()
+    body = None if data is None else _body(data)
+    headers = {} if method == "GET" else session.client.change_headers(session.request_id)
+    transport = session.client.transport
+    if method == "GET" and path.partition("?")[0].endswith(("/tail", "/watch")):
+        for event in transport.stream(method, path):
+            session.terminal.out(event.data)
+            sys.stdout.flush()
+        return
+    answer = transport.request(
+        method, path if path.startswith("/") else f"/{path}", body=body, headers=headers
+    )
+    if answer.content_type == "application/json":
+        show_document(session, answer.body)
+    else:
+        session.terminal.out_bytes(answer.body)
+
+
+def _body(data: str) -> bytes:
+    if data == "-":
+        return sys.stdin.buffer.read()
+    if data.startswith("@"):
+        try:
+            return Path(data[1:]).read_bytes()
+        except OSError as error:
+            raise Problem("bad-request", f"--data: {data[1:]}: {error.strerror}") from error
+    return data.encode()

@@ -1,0 +1,138 @@
+"""Help, start-up, and answers to verbs that are not ours."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from cli.main import ENTRIES, root
+from cli.session import Session
+from cli.verbs import Group, Verb
+from tests.cli.conftest import ROOT, Run
+
+
+def every_command(command: click.Command, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    yield path
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from every_command(found, (*path, name))
+
+
+COMMANDS = [path for path in every_command(root, ()) if path]
+
+
+def test_the_tree_is_whole() -> None:
+    tree = {" ".join(path) for path in COMMANDS}
+    expected = """
+        vm create list describe start stop reboot pause resume delete rename label resize
+        host enroll list describe cordon uncordon label overcommit retire
+        image add list describe remove
+        op list describe wait cancel watch
+        event list show tail
+        context list use add remove show
+        token create list revoke
+        projection status rebuild
+        server run init
+        dev up down status
+    """
+    for line in expected.strip().splitlines():
+        noun, *verbs = line.split()
+        for verb in verbs:
+            assert f"{noun} {verb}" in tree
+    assert {"status", "doctor", "explain", "schema", "completion", "whoami", "login", "api"} <= tree
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
+def test_every_command_has_help_with_an_example_in_80_columns(path: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(root, [*path, "--help"], obj=Session(), prog_name="vmorch", terminal_width=80)
+    assert result.exit_code == 0, result.output
+    assert "Examples:" in result.output
+    assert "  vmorch" in result.output or "<(vmorch" in result.output
+    assert max(map(len, result.output.splitlines())) < 80
+
+
+def test_every_summary_in_a_table_names_a_command_that_exists() -> None:
+    for name in ENTRIES:
+        command = root.get_command(click.Context(root), name)
+        assert isinstance(command, Group | Verb)
+
+
+def test_help_imports_no_library_of_the_server_and_nothing_above_the_core() -> None:
+    code = (
+        "import sys, json, cli.main as m; sys.stdout = open('/dev/null', 'w'); from cli.session import Session\n"
+        "m.run(sys.argv[1:], Session()); json.dump(sorted(sys.modules), sys.stderr)"
+    )
+    for arguments in (["--help"], ["vm", "--help"], ["vm", "stop", "--help"], ["explain", "vm"]):
+        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        modules = json.loads(done.stderr)
+        heavy = {"sqlalchemy", "psycopg", "nats", "libvirt", "starlette", "httpx2", "rich", "yaml", "asyncio"}
+        assert heavy.isdisjoint(modules)
+        above = ("vmorch.log", "vmorch.bus", "vmorch.views", "vmorch.engine", "vmorch.edge", "hostagent")
+        assert not [name for name in modules if name.startswith(above)]
+
+
+def test_the_first_help_screen_loads_no_command_and_no_client() -> None:
+    code = "import sys, json, cli.main as m; from cli.session import Session\nm.run(['--help'], Session())\n"
+    code += "json.dump(sorted(sys.modules), sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    modules = set(json.loads(done.stderr))
+    assert not {name for name in modules if name.startswith(("cli.commands", "vmorch.core.operations"))}
+    assert {"http.client", "ssl", "cli.client"}.isdisjoint(modules)
+
+
+@pytest.mark.parametrize(
+    ("typed", "ours"),
+    [
+        ("get vms", "vmorch vm list"),
+        ("dominfo web-1", "vmorch vm describe NAME"),
+        ("ls", "vmorch vm list"),
+        ("vm destroy web-1", "vmorch vm stop NAME --force"),
+        ("vm lst", "did you mean 'list'"),
+        ("host delete hv-1", "vmorch host retire NAME"),
+        ("image pull x", "vmorch image add NAME --url URL"),
+    ],
+)
+def test_a_foreign_verb_is_answered_with_ours(vmorch: Run, typed: str, ours: str) -> None:
+    done = vmorch(*typed.split())
+    assert done.returncode == 2
+    assert ours in done.stderr
+    assert done.stdout == ""
+
+
+def test_no_command_shows_help(vmorch: Run) -> None:
+    assert "vmorch NOUN VERB" in vmorch().stderr + vmorch().stdout
+
+
+def test_events_is_event(vmorch: Run) -> None:
+    assert vmorch("events", "--help").returncode == 0
+
+
+def test_explain_needs_no_server(vmorch: Run) -> None:
+    done = vmorch("explain", "no-host-fits")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[0] == "no-host-fits: No host can take the VM"
+    assert done.stdout.splitlines()[-1] == "HTTP 409, exit 6"
+    assert vmorch("explain", "no-host-fit").returncode == 3
+    assert "power_reason" in vmorch("explain", "vm").stdout
+
+
+def test_schemas_need_no_server_and_are_schemas(vmorch: Run) -> None:
+    import jsonschema
+
+    for words in ("vm create", "vm list", "vm describe", "vm.stop", "op list", "event"):
+        done = vmorch("schema", *words.split())
+        assert done.returncode == 0, done.stderr
+        jsonschema.Draft202012Validator.check_schema(json.loads(done.stdout))
+    assert "vm create" in vmorch("schema").stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_scripts(vmorch: Run, shell: str) -> None:
+    assert "_VMORCH_COMPLETE" in vmorch("completion", shell).stdout

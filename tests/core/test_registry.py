@@ -1,0 +1,74 @@
+"""The registry: kinds are for ever, so any change of them shows in review."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+import vmorch.core.fleet  # noqa: F401  registers every message
+from vmorch.core.codec import Unreadable, decode_event, pack, unpack_event
+from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS, Event, message
+from vmorch.core.operations.rename import VmRenamed
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "registry.txt"
+
+
+def listing() -> str:
+    lines = []
+    for table in (EVENTS, COMMANDS, HOST_COMMANDS):
+        for kind in sorted(table):
+            made = table[kind]  # type: ignore[index]
+            if made.__module__.startswith("vmorch."):
+                fields = " ".join(field.name for field in msgspec.structs.fields(made))
+                lines.append(f"{kind} {made.schema}: {fields}".rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def test_kinds_schemas_and_fields_are_those_on_record() -> None:
+    assert listing() == GOLDEN.read_text(), f"if the change is meant, write this to {GOLDEN}:\n{listing()}"
+
+
+def test_a_kind_is_registered_once() -> None:
+    with pytest.raises(TypeError, match="already"):
+        message("vm.renamed")(type("Other", (Event,), {}))
+
+
+def test_a_newer_schema_needs_an_upcaster_from_each_older_one() -> None:
+    with pytest.raises(TypeError, match="needs an upcaster"):
+        message("test.lifted", schema=3, upcasters={1: dict})(type("Lifted", (Event,), {}))
+
+
+def test_old_shapes_are_lifted_at_the_door() -> None:
+    class Painted(Event, frozen=True, kw_only=True):
+        colour: str
+        gloss: int
+
+    message(
+        "test.painted",
+        schema=3,
+        upcasters={1: lambda old: {"colour": old["color"]}, 2: lambda old: {**old, "gloss": 0}},
+    )(Painted)
+    try:
+        assert decode_event("test.painted", 1, b'{"color":"red"}') == Painted(colour="red", gloss=0)
+        assert decode_event("test.painted", 3, b'{"colour":"red","gloss":2}') == Painted(colour="red", gloss=2)
+    finally:
+        del EVENTS["test.painted"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "schema", "data", "code"),
+    [
+        ("vm.from-the-future", 1, b"{}", "unknown-kind"),
+        ("vm.renamed", 2, b'{"name":"a"}', "future-schema"),
+        ("vm.renamed", 1, b'{"nam":"a"}', "bad-shape"),
+        ("vm.renamed", 1, b"\xff", "bad-shape"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_reason(kind: str, schema: int, data: bytes, code: str) -> None:
+    with pytest.raises(Unreadable) as caught:
+        decode_event(kind, schema, data)
+    assert caught.value.code == code
+
+
+def test_a_packed_event_comes_back_as_it_was() -> None:
+    assert unpack_event(pack(VmRenamed(name="web"))) == VmRenamed(name="web")
