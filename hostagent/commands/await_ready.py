@@ -15,6 +15,8 @@ from vmorch.core.hostcommands import AwaitReady, Done, Observed
 from vmorch.core.spec import ReadySpec
 
 _LOOK_EVERY = 0.1
+_ADDRESS_WITHIN = 5.0
+"""Seconds that a guest which is up has to get an address; without one it is up all the same."""
 _MARGIN = 0.5
 """Seconds kept back from the order's own deadline, so that its answer tells what was tried."""
 
@@ -36,7 +38,7 @@ def await_ready(command: AwaitReady, host: Host, scope: Scope) -> Done:
             raise Rejected("not-ready", f"the guest is {seen.power}" + (f": {seen.reason}" if seen.reason else ""))
         trouble = "the domain is paused" if seen.power == "paused" else _try(command, domain)
         if not trouble:
-            return Done(observed=_with_addresses(command, host, domain))
+            return Done(observed=_with_addresses(command, host, domain, scope))
         if time.monotonic() >= until:
             raise Rejected("not-ready", f"not up within {command.ready.within:g} s: {trouble}")
         scope.pause(_LOOK_EVERY)
@@ -74,8 +76,14 @@ def _name(ready: ReadySpec, address: str) -> str:
     return f"http://{host}:{ready.port}{ready.path}" if ready.by == "http" else f"{host}:{ready.port}"
 
 
-def _with_addresses(command: AwaitReady, host: Host, domain: Any) -> Observed:
+def _with_addresses(command: AwaitReady, host: Host, domain: Any, scope: Scope) -> Observed:
     if command.ready.by != "none":
-        found = _guest.named_addresses(domain) or _guest.likely_addresses(domain, command.nics)
+        until = time.monotonic() + (_ADDRESS_WITHIN if command.nics else 0.0)
+        found: tuple[str, ...] = ()
+        while not found:
+            found = _guest.named_addresses(domain) or _guest.likely_addresses(domain, command.nics)
+            if found or time.monotonic() >= until or scope.remaining() <= _MARGIN:
+                break
+            scope.pause(_LOOK_EVERY)
         host.runs.found_at(command.vm, found)
     return observe(host, domain)

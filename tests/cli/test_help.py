@@ -55,7 +55,7 @@ def test_every_command_has_help_with_an_example_in_80_columns(path: tuple[str, .
     assert result.exit_code == 0, result.output
     assert "Examples:" in result.output
     assert "  vmorch" in result.output or "<(vmorch" in result.output
-    assert max(map(len, result.output.splitlines())) < 80
+    assert max(map(len, result.output.splitlines())) <= 80
 
 
 def test_every_summary_in_a_table_names_a_command_that_exists() -> None:

@@ -4,8 +4,15 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from vmorch.core.errors import Rejected
 from vmorch.edge.addresses import Network, may_reach, network, parse
@@ -279,3 +286,47 @@ async def test_unknown_names_and_closed_ports_are_failures_of_the_fetch(site: Si
     by = fetcher(Names(a_example=["127.0.0.1"]))
     assert (await refusal(by, "http://nowhere.example/")).code == "fetch-failed"
     assert (await refusal(by, "http://a.example:1/")).code == "fetch-failed"
+
+
+def a_certificate(name: str, directory: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for a host name, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, private = directory / "certificate.pem", directory / "key.pem"
+    certificate.write_bytes(made.public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return certificate, private
+
+
+async def test_a_certificate_must_be_the_name_s_although_the_address_is_connected_to(tmp_path: Path) -> None:
+    certificate, private = a_certificate("images.example", tmp_path)
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(certificate, private)
+    names = Names(images_example=["127.0.0.1"], other_example=["127.0.0.1"])
+    async with a_site(server_side) as site:
+        site.serve("/image")
+        site.redirect("/down", f"http://images.example:{site.port}/image")
+        trusting = Fetcher(
+            LOOPBACK,
+            max_bytes=10**6,
+            seconds=20,
+            resolver=names,
+            tls=ssl.create_default_context(cafile=str(certificate)),
+        )
+        assert await get(trusting, f"https://images.example:{site.port}/image") == BODY
+        assert (await refusal(trusting, f"https://other.example:{site.port}/image")).code == "fetch-failed"
+        assert (await refusal(trusting, f"https://images.example:{site.port}/down")).code == "bad-url"
+        untrusting = fetcher(names)
+        assert (await refusal(untrusting, f"https://images.example:{site.port}/image")).code == "fetch-failed"

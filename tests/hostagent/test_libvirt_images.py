@@ -94,9 +94,7 @@ def test_a_withdrawn_fetch_is_continued_by_the_next_agent(layout: Layout, server
     assert not part.exists()
 
 
-def test_bytes_that_are_not_the_images_are_thrown_away(
-    cache: ImageCache, layout: Layout, server: ImageServer
-) -> None:
+def test_bytes_that_are_not_the_images_are_thrown_away(cache: ImageCache, layout: Layout, server: ImageServer) -> None:
     server.image = DISK[:-1] + b"!"
     refused(cache, raw_pin(), "image-digest-mismatch", layout)
 
@@ -106,9 +104,7 @@ def test_more_bytes_than_announced_are_not_taken(cache: ImageCache, layout: Layo
     refused(cache, raw_pin(), "image-digest-mismatch", layout)
 
 
-def test_a_left_over_part_that_is_wrong_does_not_stay(
-    cache: ImageCache, layout: Layout, server: ImageServer
-) -> None:
+def test_a_left_over_part_that_is_wrong_does_not_stay(cache: ImageCache, layout: Layout, server: ImageServer) -> None:
     part = layout.image("local", raw_pin()).with_suffix(".part")
     part.parent.mkdir(parents=True)
     part.write_bytes(b"x" * 1000)
@@ -125,7 +121,9 @@ def test_a_missing_image_is_unavailable(cache: ImageCache, layout: Layout, serve
     assert "404" in refusal.value.reason
 
 
-def test_a_server_that_stays_away_is_given_up(cache: ImageCache, server: ImageServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_that_stays_away_is_given_up(
+    cache: ImageCache, server: ImageServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "_FIRST_WAIT", 0.001)
     server.status = 503
     with pytest.raises(Rejected) as refusal:
@@ -150,9 +148,7 @@ def test_an_image_of_another_size_than_recorded_is_refused(cache: ImageCache, la
     refused(cache, replace(raw_pin(), virtual_size=len(DISK) - 512), "image-too-large", layout)
 
 
-def test_a_full_disk_leaves_nothing_behind(
-    cache: ImageCache, layout: Layout, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing_behind(cache: ImageCache, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "free_bytes", lambda _: 1000)
     refused(cache, raw_pin(), "disk-full", layout)
 

@@ -63,7 +63,9 @@ def test_a_vm_without_cards_is_told_nothing_about_the_network() -> None:
     assert "network-config" not in seed_files(SeedSpec(hostname="web"), (), "i-1")
 
 
-@pytest.mark.parametrize("typed", ["#!/bin/sh\necho hello\n", "#cloud-config\nruncmd: [ls]\n", "\u00fcml\u00e4ut: '\"\n"])
+@pytest.mark.parametrize(
+    "typed", ["#!/bin/sh\necho hello\n", "#cloud-config\nruncmd: [ls]\n", "\u00fcml\u00e4ut: '\"\n"]
+)
 def test_user_data_is_passed_on_unchanged(typed: str) -> None:
     files = seed_files(SeedSpec(hostname="web", user_data=typed), (), "i-1")
     assert read_back(seed_iso(files))["user-data"] == typed.encode()

@@ -4,9 +4,11 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from uuid import uuid4
 
 import pytest
 from api_fixtures import RAW, Api, api, sse  # noqa: F401
+from logbook import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
 
@@ -103,6 +105,35 @@ async def test_a_refused_fetch_ends_in_its_problem_either_way(api: Api) -> None:
                 events = [(name, data) async for name, data, _ in sse(stream.aiter_lines())]
             assert (events[-1][0], events[-1][1]["code"]) == ("problem", code)
         assert api.images.digests() == set()
+
+
+async def test_a_repeated_request_gives_the_image_that_it_added(api: Api) -> None:  # noqa: F811
+    id = {"Vmorch-Request-Id": str(uuid4())}
+    async with a_site(RAW) as url, api.client("operator") as client:
+        path = "/v1/images/debian-13/content"
+        first, second = [await client.put(path, content=RAW, headers=id) for _ in range(2)]
+        assert first.status_code == second.status_code == 201 and first.json() == second.json()
+        other = await client.post("/v1/images", json={"name": "other", "url": url}, headers=id)
+        assert (other.status_code, other.json()["code"]) == (409, "request-reused")
+
+
+async def test_an_upload_that_breaks_off_leaves_nothing(api: Api) -> None:  # noqa: F811
+    reader, writer = await asyncio.open_unix_connection(str(api.socket))
+    head = [
+        "PUT /v1/images/debian-13/content HTTP/1.1",
+        "Host: vmorch",
+        f"Authorization: Bearer {api.tokens['operator']}",
+        f"Content-Length: {32 * 1024**2}",
+        "",
+        "",
+    ]
+    writer.write("\r\n".join(head).encode() + b"\x55" * 8 * 1024**2)
+    await writer.drain()
+    await until(lambda: any(api.images.directory.iterdir()))
+    writer.transport.abort()
+    await until(lambda: not any(api.images.directory.iterdir()))
+    assert api.fleet.images == {}
+    del reader
 
 
 async def test_bytes_go_with_the_last_name_that_needs_them(api: Api) -> None:  # noqa: F811

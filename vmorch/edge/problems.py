@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from vmorch.core.codes import code_of
 from vmorch.core.errors import Rejected
-from vmorch.log.errors import LogError, LogUnavailable, NameTaken, VersionConflict
+from vmorch.log.errors import LogUnavailable, NameTaken, VersionConflict
 
 TYPES = "https://vmorch.dev/errors/"
 MEDIA_TYPE = "application/problem+json"
@@ -52,7 +52,7 @@ def response_of(refusal: Rejected, request: str) -> Response:
     return Response(msgspec.json.encode(problem), problem.status, headers, MEDIA_TYPE)
 
 
-def refusal_of(error: LogError) -> Rejected | None:
+def refusal_of(error: BaseException) -> Rejected | None:
     """The log's answer in the API's words; None if it is a fault of ours."""
     match error:
         case LogUnavailable():

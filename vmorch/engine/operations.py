@@ -139,7 +139,7 @@ class Operations:
                     elif receipt.accepted:
                         wait = ASK_AGAIN
                     elif receipt.code in FINAL_REFUSALS:
-                        await self._refused(vm.id, operation.id, index, undo, attempt, receipt)
+                        await self._refused(vm.id, operation, index, undo, receipt)
                         return
                     else:
                         trouble = f"{host.name}: {receipt.code} {receipt.message}".strip()
@@ -181,21 +181,20 @@ class Operations:
 
     async def _time_out(self, vm: VmId, operation: OperationId, index: int, step: Step, trouble: str) -> None:
         message = f"step {step.label} got no answer within {step.deadline + GRACE:.0f} s: {trouble}"
-        event = StepTimedOut(operation=operation, index=index, message=message)
+        event = StepTimedOut(operation=operation, index=index, step=step.label, message=message)
         await self._record(vm, operation, lambda v, o: (change(stream("vm", v.id), event),))
 
-    async def _refused(
-        self, vm: VmId, operation: OperationId, index: int, undo: bool, attempt: int, receipt: Receipt
-    ) -> None:
+    async def _refused(self, vm: VmId, operation: Operation, index: int, undo: bool, receipt: Receipt) -> None:
         event = StepFailed(
-            operation=operation,
+            operation=operation.id,
             index=index,
+            step=operation.steps[index].label,
             undo=undo,
-            attempt=attempt,
+            attempt=operation.progress.attempt,
             code=receipt.code,
             message=receipt.message or "the agent refused the order",
         )
-        await self._record(vm, operation, lambda v, o: (change(stream("vm", v.id), event),))
+        await self._record(vm, operation.id, lambda v, o: (change(stream("vm", v.id), event),))
 
     async def _record(self, vm_id: VmId, operation_id: OperationId, decide: Decide) -> None:
         """Append on behalf of an operation, unless it is over by then."""

@@ -114,12 +114,19 @@ def _answered(fleet: Fleet, host: Host, item: Answered) -> list[Change]:
     match item.answer:
         case Done(observed=observed, already=already):
             event: StepDone | StepFailed = StepDone(
-                operation=operation_id, index=index, undo=undo, attempt=attempt, already=already, observed=observed
+                operation=operation_id,
+                index=index,
+                step=operation.steps[index].label,
+                undo=undo,
+                attempt=attempt,
+                already=already,
+                observed=observed,
             )
         case Failed(code=code, message=message, observed=observed):
             event = StepFailed(
                 operation=operation_id,
                 index=index,
+                step=operation.steps[index].label,
                 undo=undo,
                 attempt=attempt,
                 code=code,

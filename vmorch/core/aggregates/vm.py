@@ -204,6 +204,8 @@ class StepDone(OperationEvent, frozen=True, kw_only=True):
     """A step's target is reached (or, with `undo`, taken back), as its host answered."""
 
     index: int
+    step: str = ""
+    """The step's label, so that the event can be read by itself."""
     undo: bool = False
     attempt: int = 1
     already: bool = False
@@ -222,6 +224,7 @@ class StepFailed(OperationEvent, frozen=True, kw_only=True):
     """A step's target is not reached; `message` holds the host's own words."""
 
     index: int
+    step: str = ""
     code: str
     message: str
     undo: bool = False
@@ -244,6 +247,7 @@ class StepTimedOut(OperationEvent, frozen=True, kw_only=True):
     """A step's host did not answer within the step's deadline. What became of it is not known."""
 
     index: int
+    step: str = ""
     message: str
 
     def advance(self, operation: Operation, at: datetime) -> Operation:

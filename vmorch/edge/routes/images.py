@@ -15,7 +15,7 @@ from starlette.responses import FileResponse, Response
 from vmorch.core.aggregates.image import ImageAdded
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet
-from vmorch.core.ids import Digest, ImageId
+from vmorch.core.ids import Digest, ImageId, Position, split_stream
 from vmorch.core.resources import ImageResource, image_resource
 from vmorch.core.spec import ImageFormat, Name, Sha256
 from vmorch.edge import answers, problems, requests, streams
@@ -70,7 +70,6 @@ async def show_image(call: Call) -> Response:
 
 async def add_image(call: Call) -> Response:
     wanted = await requests.body(call.request, AddImage)
-    _refuse_taken(call.fleet, wanted.name)
     progress = _Progress()
     if streams.MEDIA_TYPE in call.request.headers.get("Accept", ""):
         return streams.response(_told(call, progress, lambda: _fetch(call, wanted, progress)))
@@ -83,7 +82,9 @@ async def upload_image(call: Call) -> Response:
         wanted = msgspec.convert(given, _Upload)
     except msgspec.ValidationError as error:
         raise Rejected("bad-request", str(error)) from error
-    _refuse_taken(call.fleet, wanted.name)
+    done = await _repeated(call, wanted.name)
+    if done is not None:
+        return _added(call, done)
     told = call.request.headers.get("Content-Length")
     total = None if told is None else requests.whole_number(told, "Content-Length")
     settings = call.services.settings
@@ -116,7 +117,30 @@ async def image_content(call: Call) -> Response:
     return FileResponse(path, media_type="application/octet-stream", headers={"ETag": f'"{digest}"'})
 
 
+async def _repeated(call: Call, name: str) -> ImageResource | None:
+    """The image that this very request added before, None if it is new. Raises Rejected.
+
+    Asked before any byte moves, as is whether the name is free: recording would say both after gigabytes.
+    """
+    found = await call.services.log.request(call.request_id)
+    if found is None:
+        if any(image.name == name and not image.removed for image in call.fleet.images.values()):
+            raise Rejected("name-taken", f"an image called {name} exists", hint=f"vmorch image describe {name}")
+        return None
+    first, last = found
+    [record] = await call.services.log.read(Position(first - 1), 1)
+    await caught_up(call.services, last)
+    kind, id = split_stream(record.stream)
+    image = call.fleet.images.get(ImageId(id)) if kind == "image" else None
+    if image is None or image.name != name:
+        raise Rejected("request-reused", f"request id {call.request_id} was used for another request")
+    return image_resource(image)
+
+
 async def _fetch(call: Call, wanted: AddImage, progress: _Progress) -> ImageResource:
+    done = await _repeated(call, wanted.name)
+    if done is not None:
+        return done
     async with call.services.fetcher.fetch(wanted.url) as download:
         progress.total = download.total
         async with aclosing(download.chunks) as chunks:
@@ -158,12 +182,6 @@ def _added(call: Call, image: ImageResource) -> Response:
     return answers.single("Image", image, answers.as_of(call.fleet), status=201)
 
 
-def _refuse_taken(fleet: Fleet, name: str) -> None:
-    """Say early what recording would say after gigabytes."""
-    if any(image.name == name and not image.removed for image in fleet.images.values()):
-        raise Rejected("name-taken", f"an image called {name} exists", hint=f"vmorch image describe {name}")
-
-
 def _needed(fleet: Fleet) -> set[Digest]:
     """The bytes that a name or a living VM's disk stands on."""
     named = {image.pin.digest for image in fleet.images.values() if image.pin and not image.removed}
@@ -194,7 +212,8 @@ def _outcome(call: Call, task: "asyncio.Future[ImageResource]") -> bytes:
     error = task.exception()
     if error is None:
         return streams.message(answers.encode(task.result()), event="image")
-    refusal = error if isinstance(error, Rejected) else problems.fault()
-    if not isinstance(error, Rejected):
+    refusal = error if isinstance(error, Rejected) else problems.refusal_of(error)
+    if refusal is None:
         logger.error("request failed", request=call.request_id, path=call.request.url.path, exc_info=error)
+        refusal = problems.fault()
     return streams.message(answers.encode(problems.problem_of(refusal, call.request_id)), event="problem")
