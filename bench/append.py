@@ -100,7 +100,7 @@ def eight_writers(url: str) -> float:
         line.recv()
     for line in lines:
         line.send("go")
-    done = sum(line.recv() for line in lines)
+    done = sum(int(line.recv()) for line in lines)
     for process in processes:
         process.join()
     return done / SECONDS

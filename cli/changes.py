@@ -142,8 +142,16 @@ _VERDICTS: list[table.Column[Verdict]] = [
 def choose(session: Session, names: Sequence[str], selector: Mapping[str, str]) -> list[str]:
     """The VMs meant by names, globs, `-` (names on stdin) and labels, each once.
 
-    Raises Problem `no-such-vm` for a pattern that matches nothing, so that a typo is never a success.
+    Raises Problem: `no-such-vm` for a pattern that matches nothing, so that a typo is never a success;
+    `bad-request` for a plain name beside a selector, which could mean either.
     """
+    plain = [name for name in names if not any(letter in name for letter in "*?[")]
+    if plain and selector:
+        raise Problem(
+            "bad-request",
+            f"-l chooses among VMs, but {plain[0]} is named outright",
+            hint="give patterns such as '*' with -l, or names without it",
+        )
     meant: dict[str, None] = {}
     for name in names:
         if name == "-":

@@ -5,7 +5,6 @@ own, so that the context file can be shown and shared. Both files are readable b
 """
 
 import os
-import tempfile
 from pathlib import Path
 from typing import TypeVar
 
@@ -134,6 +133,8 @@ def _load(path: Path, shape: type[T]) -> T | None:
 
 
 def _save(path: Path, text: str) -> Path:
+    import tempfile
+
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # mkstemp makes it 0600 from its first byte on
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

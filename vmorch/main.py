@@ -26,9 +26,10 @@ from vmorch.edge.serve import serve
 from vmorch.edge.settings import GIB, EdgeSettings
 from vmorch.engine.control import Control, Identity
 from vmorch.log.errors import LogError
+from vmorch.log.leadership import lead_while_elected
 from vmorch.log.store import EventLog
 from vmorch.setup import prepare
-from vmorch.system import SystemClock, new_id
+from vmorch.system import SystemClock, log_to_stderr, new_id
 from vmorch.views.projector import Projector
 from vmorch.views.queries import ReadModels
 from vmorch.wire import subjects
@@ -70,7 +71,8 @@ async def run(config: Config, stop: asyncio.Event) -> None:
         logger.info("serving", cluster=cluster, unix=config.server.listen_unix, tcp=config.server.listen_tcp)
         async with asyncio.TaskGroup() as group:
             background = [
-                group.create_task(control.run(), name="control"),
+                group.create_task(control.world.follow(), name="world"),
+                group.create_task(lead_while_elected(config.database.url, control.lead), name="lead"),
                 group.create_task(projector.run(), name="projector"),
                 group.create_task(_keep_partitions(log), name="partitions"),
             ]
@@ -132,6 +134,7 @@ def run_command(path: Path) -> None:
     Example: vmorch server run --config /etc/vmorch/server.toml
     """
     config = _load(path)
+    log_to_stderr()
 
     async def serving() -> None:
         stop = asyncio.Event()

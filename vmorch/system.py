@@ -1,9 +1,12 @@
-"""The real clock and real ids. Only composition roots hand them in."""
+"""The real clock, real ids and real logs of a server process. Only composition roots hand them in."""
 
 import asyncio
+import logging
+import sys
 import time
 from datetime import UTC, datetime
 
+import structlog
 import uuid_utils
 
 
@@ -23,3 +26,21 @@ class SystemClock:
 def new_id() -> str:
     """A time-ordered UUID (version 7)."""
     return str(uuid_utils.uuid7())
+
+
+def log_to_stderr() -> None:
+    """Write this process's log as JSON lines, or for eyes on a terminal."""
+    terminal = sys.stderr.isatty()
+    renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    traceback = [] if terminal else [structlog.processors.dict_tracebacks]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *traceback,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -10,6 +10,7 @@ from cli.client import accepted, decode
 from cli.follow import MARKS, STYLE, failure, follow
 from cli.listing import View, list_options, now, query_of, show_list
 from cli.output import show_document, structured
+from cli.problems import Problem
 from cli.session import Session
 from cli.shapes import Operation, Single, Step
 from cli.table import Column, lines, pairs
@@ -137,12 +138,16 @@ _STEPS: list[Column[Step]] = [
 _timeout = click.option("--timeout", type=DURATION, help="Stop waiting after this time (exit 8).")
 
 
-def _to_the_end(session: Session, id: str, timeout: float | None, *, cancelled_is_well: bool = False) -> None:
+def _to_the_end(session: Session, id: str, timeout: float | None, *, cancelling: bool = False) -> None:
     operation = follow(session.client, session.terminal, id, timeout=timeout)
     if structured(session):
         show_document(session, session.client.get(f"/v1/operations/{quote(operation.id)}").body)
     problem = failure(operation)
-    if problem is not None and not (cancelled_is_well and operation.state == "cancelled"):
+    if cancelling and operation.state == "succeeded":
+        raise Problem(
+            "already-over", f"{operation.verb} {operation.vm_name} succeeded before it could be cancelled"
+        )
+    if problem is not None and not (cancelling and operation.state == "cancelled"):
         raise problem
     if session.settings.output == "name":
         session.terminal.out(operation.id)
@@ -195,4 +200,4 @@ def cancel(session: Session, /, id: str, detach: bool, timeout: float | None) ->
         else:
             session.terminal.out(f"cancelling (event {accepted(answer).position})")
         return
-    _to_the_end(session, id, timeout, cancelled_is_well=True)
+    _to_the_end(session, id, timeout, cancelling=True)

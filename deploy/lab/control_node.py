@@ -36,6 +36,10 @@ owner_url = "postgresql://postgres@/vmorch?host={lab}/postgres/run"
 url = "nats://{nats}"
 config_file = "{lab}/server/nats.conf"
 listen = "{nats}"
+
+# nothing else can be reached from inside, and whoever serves images in a lab does so on its own network
+[images]
+allowed_networks = ["{subnet}"]
 """
 
 
@@ -113,7 +117,13 @@ class ControlNode:
         """Run Postgres, NATS and the server; return when the server answers. Quiet if they run."""
         _require_traversable(self.lab_directory)
         self.config.write_text(
-            _SERVER_CONF.format(lab=self.lab_directory, address=network.CONTROL_ADDRESS, server=SERVER_URL, nats=_NATS)
+            _SERVER_CONF.format(
+                lab=self.lab_directory,
+                address=network.CONTROL_ADDRESS,
+                server=SERVER_URL,
+                nats=_NATS,
+                subnet=network.SUBNET,
+            )
         )
         if "control" not in self.container.daemons():
             argv = [sys.executable, "-m", "deploy.lab.control", "--config", str(self.config)]

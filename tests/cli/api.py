@@ -165,7 +165,13 @@ def listing(kind: str, items: list[Any], next: str | None = None) -> Reply:
 
 
 def problem(code: str, detail: str, **more: Any) -> Reply:
-    fields = {"type": code, "title": CODES[code].title, "status": CODES[code].status, "detail": detail, "code": code}
+    fields = {
+        "type": code,
+        "title": CODES[code].title,
+        "status": CODES[code].status,
+        "detail": detail,
+        "code": code,
+    }
     body = {"hint": "", "facts": {}, "instance": "r-1", **fields, **more}
     return Reply(msgspec.json.encode(body), CODES[code].status, "application/problem+json")
 
@@ -254,7 +260,13 @@ def operation(state: str = "running", steps: str = "", **more: Any) -> Operation
 
 def host(name: str, **more: Any) -> HostResource:
     facts = HostFacts(
-        hostname=name, machine_id="m", cpus=32, memory=MiB(524288), local_gib=GiB(2000), accel="kvm", libvirt="9.0.0"
+        hostname=name,
+        machine_id="m",
+        cpus=32,
+        memory=MiB(524288),
+        local_gib=GiB(2000),
+        accel="kvm",
+        libvirt="9.0.0",
     )
     fields: dict[str, Any] = {
         "id": f"id-{name}",

@@ -25,7 +25,8 @@ def env(tmp_path: Path) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("VMORCH_", "_VMORCH")) and name not in ("NO_COLOR", "CLICOLOR_FORCE", "FORCE_COLOR")
+        if not name.startswith(("VMORCH_", "_VMORCH"))
+        and name not in ("NO_COLOR", "CLICOLOR_FORCE", "FORCE_COLOR")
     }
     return {
         **kept,

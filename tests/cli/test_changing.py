@@ -20,8 +20,16 @@ STEPS = [
     make.operation("succeeded", "image:done disk:done define:done start:done", ended_at=make.AT),
 ]
 STUCK = make.operation(
-    "stuck", "stop:failed", verb="stop", code="guest-did-not-stop", message="the guest ignored the request for 60s"
+    "stuck",
+    "stop:failed",
+    verb="stop",
+    code="guest-did-not-stop",
+    message="the guest ignored the request for 60s",
 )
+
+
+def words(line: str) -> list[str]:
+    return line.split()
 
 
 def watched(api: Api, *states: object) -> None:
@@ -38,10 +46,45 @@ def test_create_sends_the_whole_request_and_shows_its_steps(api: Api, vmorch: Ru
     api.on("GET /v1/vms/id-web-3", make.single("Vm", make.vm("web-3")))
     watched(api, *STEPS)
     done = vmorch(
-        *("vm create web-3 --image debian-13 --vcpus 4 --memory 8Gi --disk 40Gi --extra-disk 200Gi,shared").split(),
-        *("--net network=prod,address=10.0.4.13/24,gateway=10.0.4.1,nameserver=10.0.0.2 --label app=web").split(),
-        *("--host-label rack=b2 --away-from app=web --ready http:8080/healthz --ready-within 2m").split(),
-        *("--key", str(tmp_path / "id.pub"), "--key", "ssh-rsa BBBB", "--user-data", str(tmp_path / "user-data")),
+        *[
+            "vm",
+            "create",
+            "web-3",
+            "--image",
+            "debian-13",
+            "--vcpus",
+            "4",
+            "--memory",
+            "8Gi",
+            "--disk",
+            "40Gi",
+            "--extra-disk",
+            "200Gi,shared",
+        ],
+        *[
+            "--net",
+            "network=prod,address=10.0.4.13/24,gateway=10.0.4.1,nameserver=10.0.0.2",
+            "--label",
+            "app=web",
+        ],
+        *[
+            "--host-label",
+            "rack=b2",
+            "--away-from",
+            "app=web",
+            "--ready",
+            "http:8080/healthz",
+            "--ready-within",
+            "2m",
+        ],
+        *(
+            "--key",
+            str(tmp_path / "id.pub"),
+            "--key",
+            "ssh-rsa BBBB",
+            "--user-data",
+            str(tmp_path / "user-data"),
+        ),
         *("-m", "größer"),
     )
     assert done.returncode == 0, done.stderr
@@ -84,7 +127,12 @@ def test_what_create_sends_is_what_the_core_understands(api: Api, vmorch: Run) -
     line = "vm create a --image i --memory 1Gi --no-start --ready tcp:22 --net default --extra-disk 1Gi --host hv-01 -d"
     assert vmorch(*line.split()).returncode == 0
     command = msgspec.json.decode(api.changes()[0].body, type=CreateVm)
-    assert (command.start, command.ready.by, command.ready.port, command.placing.host) == (False, "tcp", 22, "hv-01")
+    assert (command.start, command.ready.by, command.ready.port, command.placing.host) == (
+        False,
+        "tcp",
+        22,
+        "hv-01",
+    )
 
 
 @pytest.mark.parametrize(
@@ -98,7 +146,9 @@ def test_what_create_sends_is_what_the_core_understands(api: Api, vmorch: Run) -
         ("--memory 1Gi --key /nonexistent", "neither a public key nor a readable file"),
     ],
 )
-def test_create_refuses_what_it_cannot_read_before_asking(api: Api, vmorch: Run, flags: str, says: str) -> None:
+def test_create_refuses_what_it_cannot_read_before_asking(
+    api: Api, vmorch: Run, flags: str, says: str
+) -> None:
     done = vmorch("vm", "create", "a", "--image", "i", *flags.split())
     assert done.returncode == 2
     assert says in done.stderr
@@ -114,7 +164,10 @@ def test_a_private_key_is_never_sent(api: Api, vmorch: Run, tmp_path: Path) -> N
 
 def test_a_refusal_shows_the_reason_of_every_host(api: Api, vmorch: Run) -> None:
     facts = {"hv-01": "cordoned", "hv-02": "4096 MiB of memory left"}
-    api.on("POST /v1/vms", make.problem("no-host-fits", "none of 2 hosts can take the VM", facts=facts, hint="vmorch host list"))
+    api.on(
+        "POST /v1/vms",
+        make.problem("no-host-fits", "none of 2 hosts can take the VM", facts=facts, hint="vmorch host list"),
+    )
     done = vmorch("vm", "create", "a", "--image", "i", "--memory", "1Gi")
     assert done.returncode == 6
     assert done.stderr.splitlines() == [
@@ -130,7 +183,9 @@ def test_a_dry_run_shows_the_plan_and_exits_10(api: Api, vmorch: Run) -> None:
         {"name": "hv-02", "fits": True, "score": 71.5, "reason": "most free memory"},
         {"name": "hv-03", "fits": False, "score": 0, "reason": "cordoned"},
     ]
-    plan = make.document("Plan", host="hv-02", verdicts=verdicts, steps=["image", "disk"], spec={}, position=48204)
+    plan = make.document(
+        "Plan", host="hv-02", verdicts=verdicts, steps=["image", "disk"], spec={}, position=48204
+    )
     api.on("POST /v1/vms", plan)
     done = vmorch("vm", "create", "a", "--image", "i", "--memory", "1Gi", "--dry-run")
     assert done.returncode == 10
@@ -263,7 +318,11 @@ def test_several_vms_are_changed_and_some_failures_exit_9(api: Api, vmorch: Run)
     assert "error[already-so]: web-2 runs already" in done.stderr
     assert len({each.headers["vmorch-request-id"] for each in api.changes()}) == 3
     document = json.loads(vmorch("vm", "start", "web-*", "-o", "json", "-q").stdout)
-    assert {item["name"]: item["ok"] for item in document["items"]} == {"web-1": True, "web-2": False, "web-3": True}
+    assert {item["name"]: item["ok"] for item in document["items"]} == {
+        "web-1": True,
+        "web-2": False,
+        "web-3": True,
+    }
 
 
 def test_a_pattern_that_matches_nothing_exits_3(api: Api, vmorch: Run) -> None:
@@ -291,7 +350,14 @@ def test_names_come_from_stdin(api: Api, vmorch: Run) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["vm delete web-1", "vm stop web-1 --force", "host retire hv-1", "image remove i", "token revoke t", "vm delete a b"],
+    [
+        "vm delete web-1",
+        "vm stop web-1 --force",
+        "host retire hv-1",
+        "image remove i",
+        "token revoke t",
+        "vm delete a b",
+    ],
 )
 def test_destructive_verbs_need_yes_without_a_terminal(api: Api, vmorch: Run, line: str) -> None:
     done = vmorch(*line.split())
@@ -365,7 +431,9 @@ def test_an_image_is_fetched_by_the_server(api: Api, vmorch: Run) -> None:
     api.on(
         "POST /v1/images",
         lambda asked: make.stream(
-            make.events(("progress", {"bytes": 10, "total": None}), ("image", make.image(asked.json()["name"])))
+            make.events(
+                ("progress", {"bytes": 10, "total": None}), ("image", make.image(asked.json()["name"]))
+            )
         ),
     )
     done = vmorch("image", "add", "debian-13", "--url", "http://example.org/i.qcow2")
@@ -395,7 +463,9 @@ def test_host_verbs(api: Api, vmorch: Run) -> None:
 
 def test_secrets_are_printed_once_on_stdout(api: Api, vmorch: Run) -> None:
     api.on("POST /v1/tokens", make.document("NewToken", name="ci", token="s3cret"))
-    api.on("POST /v1/hosts", make.document("Invitation", host="h", name="hv-04", token="invite", expires="soon"))
+    api.on(
+        "POST /v1/hosts", make.document("Invitation", host="h", name="hv-04", token="invite", expires="soon")
+    )
     assert vmorch("token", "create", "ci", "--role", "operator", "--expires-in", "90d").stdout == "s3cret\n"
     assert api.changes()[0].json() == {"name": "ci", "role": "operator", "expires_in": 7776000.0}
     assert "invite" in vmorch("host", "enroll", "hv-04").stdout

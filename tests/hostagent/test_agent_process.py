@@ -71,5 +71,5 @@ def test_the_agent_tells_systemd_and_ends_in_time_even_when_libvirt_is_away(tmp_
             assert b'"event"' in logged
 
     with broker(tmp_path) as desk, open_desk(desk) as url:
-        enroll(url, "t1", state, name="h")
+        enroll(url, "t1", state, name="h", machine_id="m")
         asyncio.run(scenario(desk))

@@ -148,6 +148,20 @@ def test_a_cancelled_waiter_does_not_free_the_place_of_a_running_thread() -> Non
     asyncio.run(scenario())
 
 
+def test_calls_that_hang_hold_up_no_calls_apart_from_them() -> None:
+    async def scenario() -> None:
+        threads, gate = Threads(limit=2), threading.Event()
+        apart = threads.apart()
+        hanging = [asyncio.create_task(apart.run(lambda: gate.wait(10))) for _ in range(5)]
+        await asyncio.sleep(0)
+        assert await threads.run(lambda: "journaled") == "journaled"
+        assert not any(task.done() for task in hanging)
+        gate.set()
+        await asyncio.gather(*hanging)
+
+    asyncio.run(scenario())
+
+
 def test_a_thread_carries_results_and_exceptions_to_who_waits() -> None:
     async def scenario() -> None:
         threads = Threads()

@@ -71,7 +71,8 @@ async def test_events_are_found_by_every_filter(api: Api) -> None:  # noqa: F811
         first = (await client.get("/v1/events/1")).json()["item"]["time"]
         assert len(await kinds(since=first)) == await api.log.head()
         limited = (await client.get("/v1/events", params={"subject": "vm/web-1", "limit": "1"})).json()
-        assert len(limited["items"]) == 1 and limited["next"] == str(limited["items"][0]["position"])
+        assert len(limited["items"]) == 1
+        assert limited["next"] == str(limited["items"][0]["position"])
         assert (await client.get("/v1/events", params={"subject": "vm/nothing"})).status_code == 404
         assert (await client.get("/v1/events", params={"subject": "cow/x"})).status_code == 400
 
@@ -108,7 +109,8 @@ async def test_the_tail_resumes_where_it_broke_off(api: Api) -> None:  # noqa: F
         ):
             tell.set()
             async for name, event, id in sse(response.aiter_lines()):
-                assert name == "event" and str(event["position"]) == id
+                assert name == "event"
+                assert str(event["position"]) == id
                 found.append((event["kind"], id))
                 if len(found) == number:
                     break

@@ -68,7 +68,8 @@ async def test_refused_uploads_leave_nothing(api: Api) -> None:  # noqa: F811
         for name, params, body, code in asked:
             response = await client.put(f"/v1/images/{name}/content", params=params, content=body)
             assert response.json()["code"] == code
-        assert api.images.digests() == set() and list(api.images.directory.iterdir()) == []
+        assert api.images.digests() == set()
+        assert list(api.images.directory.iterdir()) == []
         await api.add_image()
         again = await client.put("/v1/images/debian-13/content", content=RAW)
         assert (again.status_code, again.json()["code"]) == (409, "name-taken")
@@ -82,7 +83,8 @@ async def test_an_image_is_fetched_from_a_url_with_progress(api: Api) -> None:  
         async with client.stream("POST", "/v1/images", json=body, headers={"Accept": "text/event-stream"}) as stream:
             async for name, data, _ in sse(stream.aiter_lines()):
                 events.append((name, data))
-        assert events[0][0] == "progress" and set(events[0][1]) == {"bytes", "total"}
+        assert events[0][0] == "progress"
+        assert set(events[0][1]) == {"bytes", "total"}
         assert (events[-1][0], events[-1][1]["digest"]) == ("image", DIGEST)
 
         plain = await client.post("/v1/images", json={"name": "other", "url": url})
@@ -112,7 +114,8 @@ async def test_a_repeated_request_gives_the_image_that_it_added(api: Api) -> Non
     async with a_site(RAW) as url, api.client("operator") as client:
         path = "/v1/images/debian-13/content"
         first, second = [await client.put(path, content=RAW, headers=id) for _ in range(2)]
-        assert first.status_code == second.status_code == 201 and first.json() == second.json()
+        assert first.status_code == second.status_code == 201
+        assert first.json() == second.json()
         other = await client.post("/v1/images", json={"name": "other", "url": url}, headers=id)
         assert (other.status_code, other.json()["code"]) == (409, "request-reused")
 

@@ -22,7 +22,8 @@ async def test_a_vm_is_created_watched_to_its_end_and_described(api: Api) -> Non
         accepted = await client.post("/v1/vms", json=body, headers={"Vmorch-Reason": "größer".encode()})
         assert accepted.status_code == 202
         receipt = accepted.json()
-        assert receipt["kind"] == "Accepted" and receipt["name"] == "web-1"
+        assert receipt["kind"] == "Accepted"
+        assert receipt["name"] == "web-1"
         assert accepted.headers["Vmorch-Position"] == str(receipt["position"])
 
         states = []
@@ -36,7 +37,8 @@ async def test_a_vm_is_created_watched_to_its_end_and_described(api: Api) -> Non
                     finishing = asyncio.create_task(api.finish_operation(receipt["operation"]))
         assert finishing is not None
         await finishing
-        assert states[0] == "running" and states[-1] == "succeeded"
+        assert states[0] == "running"
+        assert states[-1] == "succeeded"
 
         shown = (await client.get("/v1/vms/web-1")).json()
         assert shown["kind"] == "Vm"
@@ -54,17 +56,21 @@ async def test_a_dry_run_shows_the_plan_and_changes_nothing(api: Api) -> None:  
         head = await api.log.head()
         body = {"name": "web-1", "image": "debian-13", "memory": 512}
         plan = (await client.post("/v1/vms?dryRun=true", json=body)).json()
-        assert plan["kind"] == "Plan" and plan["host"] == "hv-1" and plan["position"] == head
+        assert plan["kind"] == "Plan"
+        assert plan["host"] == "hv-1"
+        assert plan["position"] == head
         assert [(each["name"], each["fits"]) for each in plan["verdicts"]] == [("hv-1", True), ("hv-2", False)]
         assert plan["verdicts"][1]["reason"] == "cordoned (raid)"
-        assert plan["steps"][:2] == ["image", "disk"] and plan["spec"]["memory"] == 512
+        assert plan["steps"][:2] == ["image", "disk"]
+        assert plan["spec"]["memory"] == 512
         assert await api.log.head() == head
 
         created = await api.create_vm()
         await api.finish_operation(created["operation"])
         stop = await client.post("/v1/vms/web-1/stop?dryRun=true", json={"grace": 5})
         assert stop.status_code == 200
-        assert stop.json()["host"] == "hv-1" and stop.json()["verdicts"] == []
+        assert stop.json()["host"] == "hv-1"
+        assert stop.json()["verdicts"] == []
 
 
 async def test_every_verb_of_the_registry_is_a_route_and_no_other(api: Api) -> None:  # noqa: F811
@@ -74,9 +80,11 @@ async def test_every_verb_of_the_registry_is_a_route_and_no_other(api: Api) -> N
     await api.finish_operation(created["operation"])
     async with api.client("operator") as client:
         labelled = await client.post("/v1/vms/web-1/label", json={"set": {"tier": "gold"}})
-        assert labelled.status_code == 202 and labelled.json()["operation"] is None
+        assert labelled.status_code == 202
+        assert labelled.json()["operation"] is None
         stopped = await client.post("/v1/vms/web-1/stop")
-        assert stopped.status_code == 202 and stopped.json()["operation"]
+        assert stopped.status_code == 202
+        assert stopped.json()["operation"]
         busy = await client.post("/v1/vms/web-1/start")
         assert (busy.status_code, busy.json()["code"]) == (409, "operation-in-flight")
         unknown = await client.post("/v1/vms/web-1/explode")
@@ -121,8 +129,10 @@ async def test_lists_are_filtered_and_paged_to_the_end_without_repetition(api: A
     async with api.client("viewer") as client:
         at = {"minPosition": str(await api.log.head())}
         page = (await client.get("/v1/vms", params={"name": "web-*", **at})).json()
-        assert page["kind"] == "VmList" and names(page["items"]) == ["web-1", "web-2", "web-3"]
-        assert page["next"] is None and page["asOf"]["position"] == await api.log.head()
+        assert page["kind"] == "VmList"
+        assert names(page["items"]) == ["web-1", "web-2", "web-3"]
+        assert page["next"] is None
+        assert page["asOf"]["position"] == await api.log.head()
 
         found: list[str] = []
         after: dict[str, str] = {}
@@ -150,7 +160,8 @@ async def test_hosts_are_invited_enrolled_changed_and_retired(api: Api) -> None:
         assert (await client.post("/v1/hosts/hv-1/label", json={"set": {"rack": "a"}})).status_code == 202
         assert (await client.post("/v1/hosts/hv-1/overcommit", json={"cpu": 2})).status_code == 202
         item = (await client.get("/v1/hosts/hv-1")).json()["item"]
-        assert item["labels"] == {"rack": "a"} and item["overcommit"]["cpu"] == 2
+        assert item["labels"] == {"rack": "a"}
+        assert item["overcommit"]["cpu"] == 2
         listed = await client.get("/v1/hosts", params={"minPosition": str(await api.log.head())})
         assert names(listed.json()["items"]) == ["hv-1"]
         wrong = await client.post("/v1/hosts/hv-1/cordon", json={"reasons": "raid"})
@@ -177,9 +188,13 @@ async def test_status_and_doctor_name_what_is_wrong(api: Api) -> None:  # noqa: 
     created = await api.create_vm()
     async with api.client("viewer") as client:
         status = (await client.get("/v1/status")).json()
-        assert status["cluster"] == "test" and status["version"] == "1.2.3"
-        assert status["hosts"] == {"active": 1} and status["vms"] == {"creating": 1}
-        assert status["operations"] == 1 and status["postgres"] and status["nats"]
+        assert status["cluster"] == "test"
+        assert status["version"] == "1.2.3"
+        assert status["hosts"] == {"active": 1}
+        assert status["vms"] == {"creating": 1}
+        assert status["operations"] == 1
+        assert status["postgres"]
+        assert status["nats"]
         assert status["head"] == created["position"]
         checks = (await client.get("/v1/doctor")).json()["items"]
         assert {each["check"]: each["state"] for each in checks}["log"] == "ok"

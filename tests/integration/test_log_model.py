@@ -29,7 +29,9 @@ events = st.lists(
     ),
     max_size=3,
 ).map(tuple)
-parts = st.builds(StreamAppend, stream=st.sampled_from(STREAMS), expected=st.sampled_from([0, 0, 0, 0, 1, 1, 2, 3, 4]), events=events)
+parts = st.builds(
+    StreamAppend, stream=st.sampled_from(STREAMS), expected=st.sampled_from([0, 0, 0, 0, 1, 1, 2, 3, 4]), events=events
+)
 names = st.lists(
     st.builds(NameClaim, scope=st.just("vm"), name=st.sampled_from(["web", "db"]), stream=st.sampled_from(STREAMS)),
     max_size=2,

@@ -3,6 +3,7 @@
 Must not read or write anything; `apply` is the only way in and takes facts in log order.
 """
 
+from collections import deque
 from collections.abc import Iterable
 from datetime import datetime
 from typing import TypeVar
@@ -22,6 +23,9 @@ from vmorch.core.operation import Change
 from vmorch.core.operations.rename import VmRenamed
 from vmorch.core.records import NameClaim
 
+KEPT_DELETED = 1000
+"""How many deleted VMs the state remembers, so that it does not grow with the length of the log."""
+
 T = TypeVar("T", Vm, Host, Image, Token)
 
 
@@ -37,17 +41,14 @@ class Fleet:
         self.tokens: dict[str, Token] = {}
         self.versions: dict[Stream, int] = {}
         self.operations: dict[OperationId, VmId] = {}
+        self._deleted: deque[VmId] = deque()
 
     def apply(self, fact: Fact) -> None:
         """Take the next fact. Facts of kinds that no aggregate knows only move the position on."""
         _, id = split_stream(fact.stream)
         at, version, event = fact.recorded_at, fact.version, fact.event
         if isinstance(event, VmEvent):
-            vm = self.vms.get(VmId(id)) or Vm(id=VmId(id))
-            after = replace(event.apply(vm, at), version=version)
-            self.vms[vm.id] = after
-            if after.active is not None and after.active != vm.active:
-                self.operations[after.active] = vm.id
+            self._vm(VmId(id), event, version, at)
         elif isinstance(event, HostEvent):
             host = self.hosts.get(HostId(id)) or Host(id=HostId(id), name="")
             self.hosts[host.id] = replace(event.apply(host, at), version=version)
@@ -58,6 +59,21 @@ class Fleet:
             token = self.tokens.get(id) or Token(id=id)
             self.tokens[id] = replace(event.apply(token, at), version=version)
         self.skip(fact.stream, version, fact.position, at)
+
+    def _vm(self, id: VmId, event: VmEvent, version: int, at: datetime) -> None:
+        vm = self.vms.get(id) or Vm(id=id)
+        after = replace(event.apply(vm, at), version=version)
+        self.vms[id] = after
+        if after.active is not None and after.active != vm.active:
+            self.operations[after.active] = id
+            for forgotten in vm.operations.keys() - after.operations.keys():
+                self.operations.pop(forgotten, None)
+        if after.deleted_at is not None and vm.deleted_at is None:
+            self._deleted.append(id)
+            if len(self._deleted) > KEPT_DELETED:
+                gone = self.vms.pop(self._deleted.popleft())
+                for operation in gone.operations:
+                    self.operations.pop(operation, None)
 
     def skip(self, stream: Stream, version: int, position: Position, at: datetime) -> None:
         """Move on past an event without looking into it."""
@@ -76,6 +92,7 @@ class Fleet:
         other.vms, other.hosts = dict(self.vms), dict(self.hosts)
         other.images, other.tokens = dict(self.images), dict(self.tokens)
         other.versions, other.operations = dict(self.versions), dict(self.operations)
+        other._deleted = deque(self._deleted)
         return other
 
     def operation(self, id: OperationId) -> tuple[Vm, Operation] | None:

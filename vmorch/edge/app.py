@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route as StarletteRoute
 
 from vmorch.core.errors import Rejected
-from vmorch.edge import openapi, problems
+from vmorch.edge import openapi, problems, streams
 from vmorch.edge.calls import Call, Route, Services
 from vmorch.edge.fetch import Fetcher
 from vmorch.edge.gate import Gate
@@ -58,15 +58,20 @@ def build_app(
     gate = Gate(services)
     routes = (*ROUTES, _description(settings.version))
     app = Starlette(
-        routes=[
-            StarletteRoute(each.path, gate.endpoint(each), methods=[each.method], name=f"{each.method} {each.path}")
-            for each in routes
-        ],
+        routes=[_routed(each, gate) for each in routes],
         exception_handlers={HTTPException: _not_routed(services)},
     )
     app.router.redirect_slashes = False
     app.state.stopping = services.stopping
     return app
+
+
+def _routed(route: Route, gate: Gate) -> StarletteRoute:
+    made = StarletteRoute(route.path, gate.endpoint(route), methods=[route.method], name=f"{route.method} {route.path}")
+    if made.methods is not None and route.media_type == streams.MEDIA_TYPE:
+        # a HEAD of what never ends would never end
+        made.methods.discard("HEAD")
+    return made
 
 
 def _description(version: str) -> Route:

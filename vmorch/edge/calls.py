@@ -42,6 +42,7 @@ class Services:
     stopping: asyncio.Event
     """Set when the server shuts down: whoever streams without an end stops."""
     enrolments: Buckets
+    """Failed enrolments of each peer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 Must not act on any of it.
 """
 
+import asyncio
 import re
 from collections.abc import Callable, Collection
 from datetime import datetime
@@ -18,6 +19,7 @@ REQUEST_HEADER = "Vmorch-Request-Id"
 REASON_HEADER = "Vmorch-Reason"
 
 MAX_BODY = 1024 * 1024
+BODY_WITHIN = 30.0
 MAX_LIMIT = 10_000
 _LONGEST_REASON = 500
 _UUID = re.compile(r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$")
@@ -59,11 +61,15 @@ async def body(request: Request, type: type[T], *, limit: int = MAX_BODY) -> T:
     """The JSON body as `type`; an empty one is `{}`. Raises Rejected `bad-request` or `too-large`."""
     chunks: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit:
-            raise Rejected("too-large", f"the body exceeds {limit} bytes")
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(BODY_WITHIN):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit:
+                    raise Rejected("too-large", f"the body exceeds {limit} bytes")
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise Rejected("bad-request", f"the body did not come within {BODY_WITHIN:g} s") from error
     try:
         return msgspec.json.decode(b"".join(chunks) or b"{}", type=type)
     except msgspec.ValidationError as error:

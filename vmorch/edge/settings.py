@@ -21,7 +21,7 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     max_virtual_size: int = 2 * TIB
     fetch_seconds: float = 3600.0
     enroll_burst: int = 10
-    """Enrolments that one peer may try at once; afterwards one each `enroll_every` seconds."""
+    """Enrolments that may fail from one peer at once; afterwards one each `enroll_every` seconds."""
     enroll_every: float = 6.0
     keepalive: float = 10.0
     settle: float = 5.0

@@ -66,20 +66,33 @@ class Control(Handler):
         self.operations = Operations(self.recorder, bus, cluster, keys.server, log.incarnation)
         self.reports = Reports(self.recorder, cluster, keys.server, log.incarnation, self._renewed)
         self.liveness = Liveness(self.recorder, bus)
+        self._leading = False
 
     async def start(self) -> None:
-        """Know the whole log and listen to hosts."""
+        """Know the whole log and hear hosts; they are answered only while this process leads."""
         await self.world.load()
         cluster = self.identity.cluster
-        await self.bus.serve(subjects.reports(cluster), self.reports.handle, reply_allowed=to_sending_host)
+        await self.bus.serve(subjects.reports(cluster), self._report, reply_allowed=to_sending_host)
         await self.bus.serve(subjects.heartbeats(cluster), self.liveness.handle, reply_allowed=to_nobody)
 
     async def run(self) -> None:
-        """Follow the log, drive operations and judge silence, until cancelled."""
+        """Follow the log and lead, until cancelled."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.world.follow(), name="world")
-            group.create_task(self.operations.run(), name="operations")
-            group.create_task(self.liveness.run(), name="liveness")
+            group.create_task(self.lead(), name="lead")
+
+    async def lead(self) -> None:
+        """Take reports, drive operations and judge silence, until cancelled."""
+        self._leading = True
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.operations.run(), name="operations")
+                group.create_task(self.liveness.run(), name="liveness")
+        finally:
+            self._leading = False
+
+    async def _report(self, subject: str, reply: str, data: bytes) -> bytes | None:
+        return await self.reports.handle(subject, reply, data) if self._leading else None
 
     async def enrol_host(self, token: str, key: str, machine_id: str) -> Enrolled:
         """Admit the host that shows its one-time token. Raises Rejected `bad-token` or `token-expired`."""

@@ -60,10 +60,15 @@ async def invite_host(call: Call) -> Response:
 
 
 async def enroll_host(call: Call) -> Response:
-    peer = call.request.client
-    call.services.enrolments.take(peer.host if peer else "local")
-    wanted = await requests.body(call.request, EnrollHost, limit=4096)
-    enrolled = await call.services.control.enrol_host(wanted.token, wanted.key, wanted.machine_id)
+    peer = call.request.client.host if call.request.client else "local"
+    call.services.enrolments.admit(peer)
+    try:
+        wanted = await requests.body(call.request, EnrollHost, limit=4096)
+        enrolled = await call.services.control.enrol_host(wanted.token, wanted.key, wanted.machine_id)
+    except Rejected:
+        # only failures count: many hosts that come up together behind one address are welcome
+        call.services.enrolments.spend(peer)
+        raise
     fields = {
         "host": enrolled.host,
         "name": enrolled.name,
