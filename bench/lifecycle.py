@@ -34,6 +34,7 @@ import msgspec
 
 from bench.direct_calls import Wish
 from bench.figures import machine, ratios, spread, table
+from deploy.lab.container import wait_for
 from deploy.lab.control_node import UnixConnection
 from deploy.lab.demo import cache_directory
 from deploy.lab.images import cached_tiny
@@ -297,6 +298,7 @@ def bench(trace: bool) -> Iterator[Bench]:
         subprocess.run(
             [vmorch, "image", "add", "tiny", "--file", str(image)], env=environment, check=True, capture_output=True
         )
+        wait_for(lambda: len(api.ask("GET", "/v1/hosts?state=active")["items"]) == 1, PATIENCE, "the host's connection")
         known = api.ask("GET", "/v1/images/tiny")["item"]
         pin = ImagePin(
             digest=known["digest"], format=known["format"], size=known["size"], virtual_size=known["virtual_size"]

@@ -4,6 +4,7 @@ One SQLite file, every change on the disk before the call returns. Thread-safe; 
 disk flush. Must not decide about sessions and signatures, and must not touch the hypervisor.
 """
 
+import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -83,6 +84,8 @@ class Journal:
         """Open or create. Raises sqlite3.OperationalError if another agent has it open."""
         self._lock = threading.RLock()
         self._accepted = 0
+        # SQLite gives its other files the mode of this one
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.5)
         # one agent per journal: the file stays locked for as long as it is open
         self._db.execute("PRAGMA locking_mode = EXCLUSIVE")

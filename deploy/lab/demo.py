@@ -8,9 +8,6 @@ asking the guest over the lab's network and reading its serial console.
 import argparse
 import hashlib
 import json
-import os
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,14 +15,11 @@ from pathlib import Path
 from deploy.lab.errors import LabError
 from deploy.lab.images import ImageBuildError, cached_tiny
 from deploy.lab.lab import Lab
+from deploy.lab.operator import DemoFailed, Operator, cache_directory
 
 VM = "demo"
 IMAGE = "tiny"
 PATIENCE = 60.0
-
-
-class DemoFailed(Exception):
-    """A step of the demonstration did not do what it promises."""
 
 
 class Demo:
@@ -33,55 +27,36 @@ class Demo:
 
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
-        self.environment = {
-            **os.environ,
-            "VMORCH_API": f"unix:{lab.control.api_socket}",
-            "VMORCH_TOKEN": lab.control.admin_token(),
-        }
+        self.operator = Operator(lab)
 
     def run(self) -> None:
         """Everything, in order. Raises DemoFailed."""
         self._clear()
         image = cached_tiny(cache_directory())
         digest = hashlib.sha256(image.read_bytes()).hexdigest()
-        known = self._json("image", "list")["items"]
+        known = self.operator.asks("image", "list")["items"]
         if digest not in [each["digest"] for each in known]:
-            self._type("image", "add", IMAGE, "--file", str(image), "--sha256", digest)
-        self._type("image", "list")
-        self._type("vm", "create", VM, "--image", IMAGE, "--memory", "128Mi", "-m", "show me")
+            self.operator.types("image", "add", IMAGE, "--file", str(image), "--sha256", digest)
+        self.operator.types("image", "list")
+        self.operator.types("vm", "create", VM, "--image", IMAGE, "--memory", "128Mi", "-m", "show me")
         first = self._guest_speaks()
-        self._type("vm", "list", "-o", "wide")
-        self._type("vm", "stop", VM)
-        self._type("vm", "start", VM)
+        self.operator.types("vm", "list", "-o", "wide")
+        self.operator.types("vm", "stop", VM)
+        self.operator.types("vm", "start", VM)
         second = self._guest_speaks()
         if second["boot"] == first["boot"]:
             raise DemoFailed("the guest says that it never booted again")
-        self._type("vm", "delete", VM, "--yes")
-        self._type("event", "list", "--subject", f"vm/{second['instance_id']}")
+        self.operator.types("vm", "delete", VM, "--yes")
+        self.operator.types("event", "list", "--subject", f"vm/{second['instance_id']}")
 
     def _clear(self) -> None:
         """A run that was killed may have left the VM."""
-        if any(vm["name"] == VM for vm in self._json("vm", "list")["items"]):
-            self._type("vm", "delete", VM, "--yes")
-
-    def _type(self, *arguments: str) -> None:
-        print(f"\n$ vmorch {shlex.join(arguments)}", flush=True)
-        done = subprocess.run([*_vmorch(), *arguments], env=self.environment, check=False)
-        if done.returncode != 0:
-            raise DemoFailed(f"vmorch {shlex.join(arguments)} ended with exit code {done.returncode}")
-
-    def _json(self, *arguments: str) -> dict[str, list[dict[str, str]]]:
-        done = subprocess.run(
-            [*_vmorch(), *arguments, "-o", "json"], env=self.environment, stdout=subprocess.PIPE, check=False
-        )
-        if done.returncode != 0:
-            raise DemoFailed(f"vmorch {shlex.join(arguments)} ended with exit code {done.returncode}")
-        answer: dict[str, list[dict[str, str]]] = json.loads(done.stdout)
-        return answer
+        if any(vm["name"] == VM for vm in self.operator.asks("vm", "list")["items"]):
+            self.operator.types("vm", "delete", VM, "--yes")
 
     def _guest_speaks(self) -> dict[str, str]:
         """What the guest says of itself over HTTP; asked from the lab's network, where libvirt has no say."""
-        vm = next(each for each in self._json("vm", "list")["items"] if each["name"] == VM)
+        vm = next(each for each in self.operator.asks("vm", "list")["items"] if each["name"] == VM)
         address = vm["addresses"][0] if vm["addresses"] else None
         if address is None:
             raise DemoFailed("the guest has no address")
@@ -101,16 +76,6 @@ class Demo:
         if said["name"] != VM or said["instance_id"] != vm["id"]:
             raise DemoFailed(f"somebody else answered: {said}")
         return said
-
-
-def cache_directory() -> Path:
-    """Where built guest images are kept between runs."""
-    chosen = os.environ.get("VMORCH_LAB_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache/vmorch/lab"
-
-
-def _vmorch() -> list[str]:
-    return [str(Path(sys.executable).with_name("vmorch"))]
 
 
 def main() -> int:

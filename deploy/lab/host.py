@@ -199,7 +199,8 @@ class Host:
     def enrol(self, server: str, token: str) -> None:
         """Give the host's agent its identity with the control plane at `server`."""
         # by standard input: a token on the command line would stand in the process list
-        self.run([*AGENT_ARGV[:3], "enroll", server, "--config", host_files.AGENT_CONFIG, "--token-file", "-"], text=token)
+        enroll = [*AGENT_ARGV[:3], "enroll", server, "--config", host_files.AGENT_CONFIG]
+        self.run([*enroll, "--token-file", "-"], text=token)
 
     def status(self) -> HostStatus:
         control = self._control.init()

@@ -63,7 +63,6 @@ Handler = Callable[[Asked], Reply]
 
 class _Requests(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: "_Server"
 
     def _answer(self) -> None:
         parts = urlsplit(self.path)
@@ -71,8 +70,9 @@ class _Requests(BaseHTTPRequestHandler):
         body = self.rfile.read(length) if length else b""
         headers = {name.lower(): value for name, value in self.headers.items()}
         asked = Asked(self.command, parts.path, parse_qs(parts.query), headers, body)
-        self.server.api.asked.append(asked)
-        handler = self.server.api.routes.get((self.command, parts.path))
+        api: Api = self.server.api  # type: ignore[attr-defined]  # both servers below have it
+        api.asked.append(asked)
+        handler = api.routes.get((self.command, parts.path))
         reply = problem("not-found", f"nothing at {parts.path}") if handler is None else handler(asked)
         if reply.drop:
             self.close_connection = True

@@ -28,8 +28,11 @@ STUCK = make.operation(
 )
 
 
-def words(line: str) -> list[str]:
-    return line.split()
+WHOLE = """
+    vm create web-3 --image debian-13 --vcpus 4 --memory 8Gi --disk 40Gi --extra-disk 200Gi,shared
+    --net network=prod,address=10.0.4.13/24,gateway=10.0.4.1,nameserver=10.0.0.2 --label app=web
+    --host-label rack=b2 --away-from app=web --ready http:8080/healthz --ready-within 2m
+"""
 
 
 def watched(api: Api, *states: object) -> None:
@@ -310,7 +313,7 @@ def test_several_vms_are_changed_and_some_failures_exit_9(api: Api, vmorch: Run)
     api.on("POST /v1/vms/web-2/start", make.problem("already-so", "web-2 runs already"))
     api.on("POST /v1/vms/web-3/start", make.accepted("web-3"))
     watched(api, STEPS[3])
-    done = vmorch("vm", "start", "web-*", "web-1", "-l", "tier=test", "--max-parallel", "2")
+    done = vmorch("vm", "start", "web-*", "web-[1]", "-l", "tier=test", "--max-parallel", "2")
     assert done.returncode == 9
     assert api.asked[0].query["name"] == ["web-*"]
     assert api.asked[0].query["label"] == ["tier=test"]

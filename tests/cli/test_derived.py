@@ -32,8 +32,14 @@ class Odd(VmCommand, frozen=True, kw_only=True):
     sure: bool = False
     checked: bool = True
     tags: tuple[str, ...] = ()
-    labels: Labels = {}
+    labels: Labels = {}  # noqa: RUF012  msgspec copies mutable defaults
     nested: tuple[tuple[int, int], ...] = ()
+
+
+WHOLE = """
+    web-1 there --speed fast --memory 2Gi --disk 40Gi --grace 2m --times 3 --sure --no-checked
+    --tags a --tags b --labels k=v --nested [[1,2]]
+"""
 
 
 def parse(command: type[VmCommand], *arguments: str) -> dict[str, object]:
@@ -59,26 +65,7 @@ def test_fields_become_parameters_in_the_operators_notation() -> None:
 
 def test_a_body_holds_what_was_typed_and_nothing_else() -> None:
     assert parse(Odd, "web-1", "there") == {"target": "there"}
-    typed = parse(
-        Odd,
-        *[
-            "web-1",
-            "there",
-            "--speed",
-            "fast",
-            "--memory",
-            "2Gi",
-            "--disk",
-            "40Gi",
-            "--grace",
-            "2m",
-            "--times",
-            "3",
-            "--sure",
-            "--no-checked",
-        ],
-        *["--tags", "a", "--tags", "b", "--labels", "k=v", "--nested", "[[1,2]]"],
-    )
+    typed = parse(Odd, *WHOLE.split())
     assert typed == {
         "target": "there",
         "speed": "fast",

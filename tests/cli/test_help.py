@@ -126,7 +126,7 @@ def test_explain_needs_no_server(vmorch: Run) -> None:
 
 
 def test_schemas_need_no_server_and_are_schemas(vmorch: Run) -> None:
-    import jsonschema
+    import jsonschema  # type: ignore[import-untyped]  # its stubs are no dependency of ours
 
     for words in ("vm create", "vm list", "vm describe", "vm.stop", "op list", "event"):
         done = vmorch("schema", *words.split())

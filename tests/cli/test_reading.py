@@ -1,8 +1,11 @@
 """Reading: lists, single things, formats, the way to the server."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from tests.cli import api as make
@@ -251,7 +254,7 @@ def test_a_tail_goes_on_after_a_break_without_missing_anything(api: Api, vmorch:
         after = int(asked.query.get("after", ["0"])[0])
         if after >= 9:
             return make.problem("forbidden", "enough")
-        found = make.msgspec.json.encode(make.event(after + 8, "vm.started", {}))
+        found = msgspec.json.encode(make.event(after + 8, "vm.started", {}))
         return make.stream(iter([b"id: %d\nevent: event\ndata: " % (after + 8) + found + b"\n\n"]))
 
     api.on("GET /v1/events/tail", tail)
@@ -302,9 +305,6 @@ def test_the_raw_api_is_within_reach(api: Api, vmorch: Run) -> None:
 
 
 def test_a_reader_who_has_seen_enough_is_no_error(api: Api, env: dict[str, str]) -> None:
-    import subprocess
-    import sys
-
     api.on("GET /v1/vms", make.listing("Vm", [make.vm(f"web-{n}") for n in range(2000)]))
     line = f"{sys.executable} -m cli vm list | head -1"
     done = subprocess.run(

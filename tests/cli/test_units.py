@@ -37,7 +37,7 @@ def test_a_decimal_size_is_refused_with_the_binary_one(text: str, meant: str) ->
 
 @pytest.mark.parametrize("text", ["", "Gi", "-2Gi", "2Xi", "two"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="size|unit"):
+    with pytest.raises(ValueError, match=r"size|unit"):
         parse_size(text)
 
 

@@ -382,7 +382,8 @@ def test_what_happened_while_the_agent_was_away_is_in_its_hello(tmp_path: Path) 
             assert isinstance(hello, Hello)
             assert hello.domains[vm].power == "off"
             await plane.do(StartDomain(vm=vm))
-            assert process.journal.seen()[vm].observed.power == "running"
+            await until(lambda: process.journal.seen()[vm].observed.power == "running")
+            assert _last_power(plane, vm) == "running"
 
     asyncio.run(scenario())
 

@@ -219,6 +219,15 @@ def test_a_journal_is_one_agents_own(path: Path) -> None:
     Journal(path).close()
 
 
+def test_the_files_of_a_journal_are_private(path: Path) -> None:
+    journal = Journal(path)
+    accept(journal, order("a"))
+    modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+    assert set(modes.values()) == {0o600}
+    assert len(modes) == 2
+    journal.close()
+
+
 WORKER = """
 import os, sys, threading
 from pathlib import Path

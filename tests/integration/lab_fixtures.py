@@ -256,8 +256,6 @@ class Site:
             return dict(status) if status["exited"] else None
 
         status = until(ended, 20, f"the end of {argv} in the guest") or {}
-        import base64
-
         return base64.b64decode(status.get("out-data", "")).decode()
 
     # -- waiting for the product ----------------------------------------------------------------------------------

@@ -136,7 +136,7 @@ class TestOneGuest:
     def test_a_rename_and_labels_need_no_host_and_leave_the_guest_alone(self, guest: Guest) -> None:
         boot = guest.says()["boot"]
         guest.site.cli.run("vm", "rename", "web", "shop")
-        guest.site.cli.run("vm", "label", "shop", "tier=front", "app-")
+        guest.site.cli.run("vm", "label", "shop", "--set", "tier=front", "--remove", "app")
         vm = guest.site.api.vm("shop")
         assert (vm["id"], vm["labels"]) == (guest.id, {"tier": "front"})
         guest.site.cli.run("vm", "describe", "web", exits=3)
@@ -163,7 +163,7 @@ class TestBlank:
         site.cli.run("image", "remove", "fetched", "--yes")
 
     def test_a_deleted_vm_leaves_nothing_unless_its_disks_shall_stay(self, site: Site) -> None:
-        site.cli.run("vm", "create", "gone", "--host", "hv-01", "--image", "blank", "--memory", "64Mi", "--ready", "none")
+        site.api.create("gone", placing={"host": "hv-01"})
         site.cli.run(
             "vm", "create", "kept", "--host", "hv-01", "--image", "blank", "--memory", "64Mi", "--no-start",
             "--extra-disk", "1Gi,shared",

@@ -67,13 +67,11 @@ class Control(Handler):
         self.reports = Reports(self.recorder, cluster, keys.server, log.incarnation, self._renewed)
         self.liveness = Liveness(self.recorder, bus)
         self._leading = False
+        self._serving = False
 
     async def start(self) -> None:
-        """Know the whole log and hear hosts; they are answered only while this process leads."""
+        """Know the whole log."""
         await self.world.load()
-        cluster = self.identity.cluster
-        await self.bus.serve(subjects.reports(cluster), self._report, reply_allowed=to_sending_host)
-        await self.bus.serve(subjects.heartbeats(cluster), self.liveness.handle, reply_allowed=to_nobody)
 
     async def run(self) -> None:
         """Follow the log and lead, until cancelled."""
@@ -84,12 +82,22 @@ class Control(Handler):
     async def lead(self) -> None:
         """Take reports, drive operations and judge silence, until cancelled."""
         self._leading = True
+        await self._serve_hosts()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.operations.run(), name="operations")
                 group.create_task(self.liveness.run(), name="liveness")
         finally:
             self._leading = False
+
+    async def _serve_hosts(self) -> None:
+        """Hear hosts from the first time that this process leads; before, they find nobody and try again soon."""
+        if self._serving:
+            return
+        self._serving = True
+        cluster = self.identity.cluster
+        await self.bus.serve(subjects.reports(cluster), self._report, reply_allowed=to_sending_host)
+        await self.bus.serve(subjects.heartbeats(cluster), self.liveness.handle, reply_allowed=to_nobody)
 
     async def _report(self, subject: str, reply: str, data: bytes) -> bytes | None:
         return await self.reports.handle(subject, reply, data) if self._leading else None
