@@ -1,5 +1,6 @@
 """Each operation: what it needs, what it does step by step, what is left when a step fails."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -206,6 +207,13 @@ def test_an_interrupted_step_is_sent_again_a_bounded_number_of_times(history: Hi
     assert sent.count(0) == 5
 
 
+def failing_at(step: int, index: int, undo: bool, command: HostCommand) -> Done | Failed:
+    """One step fails; everything else, undoing included, works."""
+    if index == step and not undo:
+        return Failed(code="libvirt-refused", message="no")
+    return well(index, undo, command)
+
+
 @pytest.mark.parametrize("kind", [kind for kind, made in COMMANDS.items() if issubclass(made, VmCommand)])
 def test_every_step_of_every_operation_can_fail_and_the_operation_ends(kind: str) -> None:
     arguments: dict[str, dict[str, Any]] = {
@@ -226,8 +234,7 @@ def test_every_step_of_every_operation_can_fail_and_the_operation_ends(kind: str
         begin(history, vm, command)
         if history.fleet.vms[vm].active is None:
             return
-        bad = Failed(code="libvirt-refused", message="no")
-        end = drive(history, vm, lambda i, u, c, n=failing: bad if i == n and not u else well(i, u, c))  # type: ignore[misc]
+        end = drive(history, vm, partial(failing_at, failing))
         assert end.outcome in ("succeeded", "undone", "stuck")
         assert history.fleet.vms[vm].active is None
 

@@ -69,7 +69,13 @@ class History:
 
     def image(self, name: str = "tiny", *, virtual_size: int = 2**28) -> None:
         added = ImageAdded(
-            name=name, digest=DIGEST, format="qcow2", size=2**24, virtual_size=virtual_size, source="file", expected=True
+            name=name,
+            digest=DIGEST,
+            format="qcow2",
+            size=2**24,
+            virtual_size=virtual_size,
+            source="file",
+            expected=True,
         )
         self.record(stream("image", f"image-{name}"), added)
 

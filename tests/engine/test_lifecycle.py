@@ -57,19 +57,18 @@ async def test_a_repeated_request_gives_the_same_answer_and_one_vm(tmp_path: Pat
 
 
 async def test_fifty_concurrent_creates_promise_no_more_than_the_hosts_have(tmp_path: Path) -> None:
-    async with cluster(tmp_path) as made:
-        async with made.host("h1", 8192).agent(), made.host("h2", 8192).agent():
-            await until(lambda: sum(host.agent == "connected" for host in made.fleet.hosts.values()) == 2)
-            wanted = [made.create(f"vm-{index}", memory=MiB(1024)) for index in range(50)]
-            outcomes = await asyncio.gather(*wanted, return_exceptions=True)
-            refused = [each for each in outcomes if isinstance(each, Rejected)]
-            assert len(refused) == 34
-            assert {each.code for each in refused} == {"no-host-fits"}
-            for accepted in outcomes:
-                if not isinstance(accepted, BaseException):
-                    assert (await made.over(accepted.operation)).outcome == "succeeded"  # type: ignore[arg-type]
-            for host in made.fleet.hosts.values():
-                assert host.promised().memory <= host.total().memory
+    async with cluster(tmp_path) as made, made.host("h1", 8192).agent(), made.host("h2", 8192).agent():
+        await until(lambda: sum(host.agent == "connected" for host in made.fleet.hosts.values()) == 2)
+        wanted = [made.create(f"vm-{index}", memory=MiB(1024)) for index in range(50)]
+        outcomes = await asyncio.gather(*wanted, return_exceptions=True)
+        refused = [each for each in outcomes if isinstance(each, Rejected)]
+        assert len(refused) == 34
+        assert {each.code for each in refused} == {"no-host-fits"}
+        for accepted in outcomes:
+            if not isinstance(accepted, BaseException):
+                assert (await made.over(accepted.operation)).outcome == "succeeded"  # type: ignore[arg-type]
+        for host in made.fleet.hosts.values():
+            assert host.promised().memory <= host.total().memory
 
 
 async def test_one_of_two_creates_of_the_same_name_is_refused(tmp_path: Path) -> None:

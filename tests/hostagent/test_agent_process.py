@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -36,23 +37,11 @@ def test_the_agent_tells_systemd_and_ends_in_time_even_when_libvirt_is_away(tmp_
             heard: list[bytes] = []
 
             def hear() -> list[bytes]:
-                try:
+                with suppress(BlockingIOError):
                     heard.append(systemd.recv(1000))
-                except BlockingIOError:
-                    pass
                 return heard
 
-            agent = subprocess.Popen(
-                [sys.executable, "-m", "hostagent.main", "run", "--config", str(settings)],
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(Path(__file__).parents[2]),
-                    "NOTIFY_SOCKET": address,
-                    "WATCHDOG_USEC": "400000",
-                },
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
+            agent = _start(settings, address)
             try:
                 async with ledger(desk) as book:
                     await until(lambda: any(line.startswith(b"READY=1") for line in hear()), within=30)
@@ -73,3 +62,17 @@ def test_the_agent_tells_systemd_and_ends_in_time_even_when_libvirt_is_away(tmp_
     with broker(tmp_path) as desk, open_desk(desk) as url:
         enroll(url, "t1", state, name="h", machine_id="m")
         asyncio.run(scenario(desk))
+
+
+def _start(settings: Path, address: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hostagent.main", "run", "--config", str(settings)],
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "NOTIFY_SOCKET": address,
+            "WATCHDOG_USEC": "400000",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )

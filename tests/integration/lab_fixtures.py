@@ -109,8 +109,9 @@ class Api:
         return dict(answer.body)
 
     def items(self, path: str, **query: Any) -> list[dict[str, Any]]:
-        """Every item of a list, all pages."""
+        """Every item of a list, all pages, as of now: lists come from read models, which follow the log."""
         found: list[dict[str, Any]] = []
+        query = {**query, "minPosition": self.get("/v1/status")["head"]}
         while True:
             page = self.get(path, **query)
             found += page["items"]

@@ -53,6 +53,8 @@ CODES: dict[str, Code] = {
     "image-in-use": Code(409, 6, "The image is in use", "Disks of living VMs stand on it."),
     "wrong-checksum": Code(422, 6, "The checksum differs", "The bytes that came do not have the SHA-256 that was asked for; they were thrown away."),
     "hostile-image": Code(422, 6, "The image is refused", "Its header points outside itself, carries unknown features, claims an absurd size or is not what it says."),
+    "unsupported-image": Code(422, 6, "The image is of an unknown kind", "Its format or one of its features has no place in a template; the message names it."),
+    "broken-image": Code(422, 6, "The image is broken", "Its header contradicts itself or is cut off."),
     "image-too-large": Code(422, 6, "The image is too large", "Its bytes or its virtual size exceed what the cluster allows."),
     "bad-url": Code(422, 6, "The address is refused", "Only http and https to addresses that the cluster allows are fetched, redirects included."),
     "fetch-failed": Code(502, 7, "The address did not deliver", "The server behind the URL answered with an error or broke off."),
