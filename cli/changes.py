@@ -17,7 +17,7 @@ from cli.follow import Detached, Overdue, failure, follow, wait_for_end
 from cli.output import show_document, structured
 from cli.problems import Problem, render
 from cli.session import Session
-from cli.shapes import Accepted, Operation, Plan, Verdict, VmRow
+from cli.shapes import Accepted, Operation, Plan, Verdict, Vm, VmRow
 from cli.transport import quote
 
 DIFFERENCES = 10
@@ -311,11 +311,12 @@ def vm_summary(session: Session, receipt: Accepted, operation: Operation | None)
         return f"{name}: recorded (event {receipt.position})"
     id = receipt.subject.rpartition("/")[2]
     try:
-        vm = session.client.single(f"/v1/vms/{quote(id or name)}", VmRow).item
+        vm = session.client.single(f"/v1/vms/{quote(id or name)}", Vm).item
     except Problem as problem:
         # the operation succeeded; that the VM is gone or the server away by now does not change it
         session.trace(f"no summary: {problem}") if session.flags.debug else None
         return f"{name}: done"
     where = f" on {vm.host}" if vm.host else ""
     at = f" at {', '.join(vm.addresses)}" if vm.addresses and vm.state == "running" else ""
-    return f"{vm.name} is {vm.state}{where}{at}"
+    later = f"; from its next start: {', '.join(vm.pending)}" if vm.pending else ""
+    return f"{vm.name} is {vm.state}{where}{at}{later}"

@@ -1,5 +1,6 @@
 """Events for reading: one line each, what they say cut to its essence. Must not know any kind of event by name."""
 
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -13,6 +14,10 @@ from cli.table import Column
 from cli.units import show_time
 
 WHAT_WIDTH = 60
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_SECRETIVE = re.compile(r"[A-Za-z0-9+/_=-]{40,}")
+"""Keys and digests: nobody reads them in a line."""
 
 
 def columns_of_events(session: Session, at: datetime, *, subject: bool = True) -> list[Column[Event]]:
@@ -51,13 +56,23 @@ def _parts(data: Any) -> list[str]:
         return []
     found = []
     for name, value in data.items():
+        # the operation has a column of its own
+        if name == "operation":
+            continue
         if isinstance(value, str | int | float | bool) and value != "":
-            found.append(f"{name} {value}")
+            found.append(f"{name} {_short(str(value))}")
         elif isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
             found.append(f"{name} {','.join(value)}")
         elif isinstance(value, dict) and value and all(isinstance(each, str) for each in value.values()):
             found.append(f"{name} " + ",".join(f"{key}={text}" for key, text in value.items()))
     return found
+
+
+def _short(value: str) -> str:
+    """Ids by their end, which is what differs between them; keys by their beginning."""
+    if _UUID.fullmatch(value):
+        return f"..{value[-8:]}"
+    return f"{value[:12]}.." if _SECRETIVE.fullmatch(value) else value
 
 
 def last_events(client: Client, subject: str, count: int) -> Sequence[Event]:

@@ -48,48 +48,8 @@ def test_create_sends_the_whole_request_and_shows_its_steps(api: Api, vmorch: Ru
     api.on("POST /v1/vms", make.accepted("web-3"))
     api.on("GET /v1/vms/id-web-3", make.single("Vm", make.vm("web-3")))
     watched(api, *STEPS)
-    done = vmorch(
-        *[
-            "vm",
-            "create",
-            "web-3",
-            "--image",
-            "debian-13",
-            "--vcpus",
-            "4",
-            "--memory",
-            "8Gi",
-            "--disk",
-            "40Gi",
-            "--extra-disk",
-            "200Gi,shared",
-        ],
-        *[
-            "--net",
-            "network=prod,address=10.0.4.13/24,gateway=10.0.4.1,nameserver=10.0.0.2",
-            "--label",
-            "app=web",
-        ],
-        *[
-            "--host-label",
-            "rack=b2",
-            "--away-from",
-            "app=web",
-            "--ready",
-            "http:8080/healthz",
-            "--ready-within",
-            "2m",
-        ],
-        *(
-            "--key",
-            str(tmp_path / "id.pub"),
-            "--key",
-            "ssh-rsa BBBB",
-            "--user-data",
-            str(tmp_path / "user-data"),
-        ),
-        *("-m", "größer"),
-    )
+    files = ["--key", str(tmp_path / "id.pub"), "--user-data", str(tmp_path / "user-data")]
+    done = vmorch(*WHOLE.split(), *files, "--key", "ssh-rsa BBBB", "-m", "größer")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "web-3 is running on hv-02 at 10.0.4.13\n"
     lines = [re.sub(r"  [\d.]+s$", "", line) for line in done.stderr.splitlines()]
