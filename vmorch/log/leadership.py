@@ -31,7 +31,8 @@ async def lead_while_elected(url: str, lead: Callable[[], Coroutine[object, obje
             await asyncio.sleep(EVERY)
             continue
         try:
-            while not await _ask(connection, f"SELECT pg_try_advisory_lock({_KEY})"):
+            # the lock is another process's to give up, so there is nothing to wait for but time
+            while not await _ask(connection, f"SELECT pg_try_advisory_lock({_KEY})"):  # noqa: ASYNC110
                 await asyncio.sleep(EVERY)
             logger.info("leading")
             await _lead_until_lost(connection, lead)
