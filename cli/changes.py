@@ -222,7 +222,7 @@ def carry_out_all(
         while len(results) < len(requests):
             left = None if waiting.timeout is None else began + waiting.timeout - time.monotonic()
             if left is not None and left <= 0:
-                raise Overdue(None, ", ".join(running))
+                raise Overdue(list(running), not_begun=_drain(todo))
             try:
                 request, receipt, problem = told.get(timeout=min(0.2, left or 0.2))
             except queue.Empty:
@@ -231,10 +231,20 @@ def carry_out_all(
             results.append(_result(request, receipt, problem))
             _tell(session, request, receipt, problem, width, detached=waiting.detach)
     except KeyboardInterrupt:
-        raise Detached(list(running)) from None
+        raise Detached(list(running), not_begun=_drain(todo)) from None
     finally:
         terminal.clear_live()
     _finish(session, results)
+
+
+def _drain(todo: queue.SimpleQueue[Request]) -> list[str]:
+    """Take back what no worker has begun, and name it."""
+    found: list[str] = []
+    while True:
+        try:
+            found.append(todo.get_nowait().name)
+        except queue.Empty:
+            return found
 
 
 def _one(

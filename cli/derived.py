@@ -245,7 +245,8 @@ def body_of(command: type[VmCommand], fields: list[Field], values: Mapping[str, 
 
 def _run(command: type[VmCommand], fields: list[Field], values: dict[str, Any]) -> None:
     session = click.get_current_context().ensure_object(Session)
-    session.demand_reason()
+    if not values.get("dry_run"):
+        session.demand_reason()
     body = body_of(command, fields, values)
     asked = values["vms"] if "vms" in values else (values["vm"],)
     vms = choose(session, asked, dict(values.get("selector") or ()))

@@ -6,7 +6,7 @@ Must not cancel anything: going away leaves the operation running and says how t
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
 from cli.client import Client, decode
@@ -26,25 +26,37 @@ MARKS = {"done": "ok", "failed": "!!", "undone": "<-", "undoing": "<.", "running
 STYLE = {"done": "good", "failed": "bad", "undone": "warn", "undoing": "warn", "running": "dim"}
 
 
-class Detached(Exception):
-    """The operator went away with Ctrl-C; `going_on` are the operations that he left."""
+class Left(Exception):
+    """The operator stopped waiting. `going_on` are the operations he left, `not_begun` what was never asked for."""
 
     exit_code = INTERRUPTED
+    why = ""
 
-    def __init__(self, going_on: list[str]) -> None:
-        super().__init__("detached")
+    def __init__(self, going_on: list[str], *, not_begun: Sequence[str] = ()) -> None:
+        super().__init__(self.why)
         self.going_on = going_on
+        self.not_begun = not_begun
 
 
-class Overdue(Exception):
-    """--timeout passed; the operation goes on."""
+class Detached(Left):
+    """He typed Ctrl-C."""
+
+    why = "Detached"
+
+
+class Overdue(Left):
+    """His --timeout passed."""
 
     exit_code = 8
+    why = "timeout"
 
-    def __init__(self, operation: Operation | None, id: str) -> None:
-        super().__init__("timeout")
-        self.operation = operation
-        self.id = id
+
+def farewell(left: Left) -> list[str]:
+    """What goes on without him and how to come back, as lines."""
+    lines = [f"{left.why}: op {id} still runs. Nothing was cancelled." for id in left.going_on]
+    if left.not_begun:
+        lines.append(f"{left.why}: not asked for any more: {', '.join(left.not_begun)}")
+    return lines + [f"hint: vmorch op watch {id} | vmorch op cancel {id}" for id in left.going_on]
 
 
 def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator[Operation]:
@@ -65,19 +77,19 @@ def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator
                     yield operation
                     if operation.over:
                         return
-            away = Away("the stream ended", sent=True)
+            away = Away(client.transport.address, "the stream ended")
         except Away as error:
             away = error
         except Problem as problem:
             # a server that is just starting up, or one that is no longer the leader
             if problem.status != 503:
                 raise
-            away = Away(problem.detail, sent=True)
+            away = Away(client.transport.address, problem.detail)
         if time.monotonic() - heard > AWAY_LIMIT:
-            raise client.transport.unreachable(away)
+            raise away
         # a server that only ended the stream is there; the first pause is not worth a word
         if failures:
-            on_away(str(away))
+            on_away(away.why)
         time.sleep(_PAUSES[min(failures, len(_PAUSES) - 1)])
         failures += 1
 
@@ -161,7 +173,6 @@ def follow(
         terminal.note(title)
     began = time.monotonic()
     steps = _Steps(terminal, began)
-    last: Operation | None = None
     threading.Thread(target=listen, name=f"watch {id}", daemon=True).start()
     try:
         while True:
@@ -169,12 +180,11 @@ def follow(
                 arrival = arrivals.get(timeout=_TICK)
             except queue.Empty:
                 if timeout is not None and time.monotonic() - began > timeout:
-                    raise Overdue(last, id) from None
+                    raise Overdue([id]) from None
                 steps.tick(time.monotonic())
                 continue
             if isinstance(arrival, BaseException):
                 raise arrival
-            last = arrival
             steps.show(arrival, time.monotonic())
             if arrival.over:
                 return arrival

@@ -19,7 +19,7 @@ from cli.output import merge_pages, show_document, show_rows, structured
 from cli.problems import Problem
 from cli.session import Session
 from cli.table import Column
-from cli.transport import Away, Query
+from cli.transport import Query
 from cli.verbs import PAIR, SectionOption
 
 Row = TypeVar("Row")
@@ -134,8 +134,8 @@ def _watch(session: Session, view: View[Row], query: Query, *, headers: bool) ->
             away = False
             seen = _show_look(session, view, [bytes(each) for each in raw], seen, headers=headers)
             query = {**query, "minPosition": _next_event(session, position)}
-        except (Away, Problem) as error:
-            if isinstance(error, Problem) and error.exit_code != UNREACHABLE:
+        except Problem as error:
+            if error.exit_code != UNREACHABLE:
                 raise
             if not away:
                 session.terminal.note(f"the server is away ({error}); waiting")

@@ -193,23 +193,12 @@ def _problem(problem: "Exception", session: Session) -> int:
 
 def _leaving(error: Exception, session: Session) -> int | None:
     """The exit status of somebody who stopped waiting, after telling how to come back; None for anything else."""
-    from cli.follow import Detached, Overdue
+    from cli.follow import Left, farewell
 
-    if isinstance(error, Detached):
-        several = len(error.going_on) != 1
-        session.terminal.complain(f"Detached: {'the operations go' if several else 'the operation goes'} on.")
-        for id in error.going_on:
-            session.terminal.complain(f"hint: vmorch op watch {id} | vmorch op cancel {id}")
-        return error.exit_code
-    if isinstance(error, Overdue):
-        done = ""
-        if error.operation is not None:
-            current = next((s for s in error.operation.steps if s.state in ("running", "undoing")), None)
-            done = f" ({current.label} on {current.host})" if current else ""
-        session.terminal.complain(f"timeout: op {error.id} still runs{done}. Nothing was cancelled.")
-        session.terminal.complain(f"hint: vmorch op watch {error.id} | vmorch op cancel {error.id}")
-        return error.exit_code
-    return None
+    if not isinstance(error, Left):
+        return None
+    session.terminal.complain("\n".join(farewell(error)) or error.why)
+    return error.exit_code
 
 
 def main() -> None:

@@ -80,7 +80,7 @@ def from_document(body: bytes, status: int) -> Problem:
         hint=document.hint,
         facts=document.facts,
         instance=document.instance,
-        status=status,
+        status=document.status,
     )
 
 

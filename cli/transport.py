@@ -18,6 +18,8 @@ from cli.sse import EventParser, ServerEvent
 
 PATIENCE = (0.1, 0.3, 0.7, 1.4)
 """Pauses before the repeats, in seconds."""
+PATIENT = 5.0
+"""When to repeat no more, in seconds from the first try: who waited long for an answer has waited enough."""
 
 ANSWER_LIMIT = 60.0
 CONNECT_LIMIT = 5.0
@@ -85,12 +87,16 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-class Away(Exception):
-    """No connection came about, or it broke. `sent` says whether the request may have arrived."""
+class Away(Problem):
+    """No connection came about, or it broke; `why` is the system's reason."""
 
-    def __init__(self, why: str, *, sent: bool) -> None:
-        super().__init__(why)
-        self.sent = sent
+    def __init__(self, address: Address, why: str) -> None:
+        super().__init__(
+            "server-unreachable",
+            f"nothing answers at {address.text} ({why})",
+            hint="vmorch context list shows where requests go; --api URL or VMORCH_API changes it",
+        )
+        self.why = why
 
 
 class Transport:
@@ -116,12 +122,13 @@ class Transport:
 
         The request must be safe to repeat: a GET, or one whose headers carry a request id.
         """
-        for pause in (*PATIENCE, None) if patient else (None,):
+        give_up = time.monotonic() + PATIENT
+        for pause in (*PATIENCE, None):
             try:
                 return self._once(method, _target(path, query), body, headers or {}, limit)
             except Away as away:
-                if pause is None:
-                    raise self.unreachable(away) from away
+                if pause is None or not patient or time.monotonic() + pause > give_up:
+                    raise
                 self._trace(f"{away}; trying again in {pause}s")
                 time.sleep(pause)
         raise AssertionError("the loop above always returns or raises")
@@ -148,9 +155,9 @@ class Transport:
             self._pump(connection, source, progress)
             # the server hashes and inspects the file before it answers
             connection.sock.settimeout(600)
-            return _checked(connection.getresponse())
+            return self._checked(connection.getresponse())
         except (http.client.HTTPException, OSError) as error:
-            raise self.unreachable(Away(_why(error), sent=True)) from error
+            raise Away(self.address, _why(error)) from error
         finally:
             connection.close()
 
@@ -174,23 +181,15 @@ class Transport:
                 {"Accept": "text/event-stream", **(headers or {})},
             )
             if response.status >= 400:
-                raise from_document(_read(response), response.status)
+                raise from_document(self._read(response), response.status)
             parser = EventParser()
             try:
                 while chunk := response.read1(CHUNK):
                     yield from parser.feed(chunk)
             except (http.client.HTTPException, OSError) as error:
-                raise Away(_why(error), sent=True) from error
+                raise Away(self.address, _why(error)) from error
         finally:
             connection.close()
-
-    def unreachable(self, away: Away) -> Problem:
-        """What to tell when it stays away."""
-        return Problem(
-            "server-unreachable",
-            f"nothing answers at {self.address.text} ({away})",
-            hint="vmorch context list shows where requests go; --api URL or VMORCH_API changes it",
-        )
 
     def _once(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], limit: float
@@ -198,7 +197,7 @@ class Transport:
         began = time.monotonic()
         connection = self._connect(limit)
         try:
-            answer = _checked(self._send(connection, method, target, body, headers))
+            answer = self._checked(self._send(connection, method, target, body, headers))
         finally:
             connection.close()
         self._trace(f"{method} {target} -> {answer.status} in {time.monotonic() - began:.3f}s")
@@ -221,7 +220,7 @@ class Transport:
             connection.connect()
         except OSError as error:
             connection.close()
-            raise Away(_why(error), sent=False) from error
+            raise Away(self.address, _why(error)) from error
         connection.sock.settimeout(limit)
         return connection
 
@@ -240,7 +239,7 @@ class Transport:
             connection.request(method, self.address.prefix + target, body=body, headers=everything)
             return connection.getresponse()
         except (http.client.HTTPException, OSError) as error:
-            raise Away(_why(error), sent=True) from error
+            raise Away(self.address, _why(error)) from error
 
     def _pump(
         self, connection: http.client.HTTPConnection, source: IO[bytes], progress: Callable[[int], None]
@@ -255,25 +254,23 @@ class Transport:
             # the server has made up its mind already; its answer says why
             self._trace("the server stopped reading")
 
+    def _checked(self, response: http.client.HTTPResponse) -> Answer:
+        body = self._read(response)
+        if response.status >= 400:
+            raise from_document(body, response.status)
+        position = response.getheader("Vmorch-Position", "")
+        return Answer(
+            response.status,
+            response.getheader("Content-Type", "").partition(";")[0].strip(),
+            int(position) if position.isdecimal() else None,
+            body,
+        )
 
-def _checked(response: http.client.HTTPResponse) -> Answer:
-    body = _read(response)
-    if response.status >= 400:
-        raise from_document(body, response.status)
-    position = response.getheader("Vmorch-Position", "")
-    return Answer(
-        response.status,
-        response.getheader("Content-Type", "").partition(";")[0].strip(),
-        int(position) if position.isdecimal() else None,
-        body,
-    )
-
-
-def _read(response: http.client.HTTPResponse) -> bytes:
-    try:
-        return response.read()
-    except (http.client.HTTPException, OSError) as error:
-        raise Away(_why(error), sent=True) from error
+    def _read(self, response: http.client.HTTPResponse) -> bytes:
+        try:
+            return response.read()
+        except (http.client.HTTPException, OSError) as error:
+            raise Away(self.address, _why(error)) from error
 
 
 def _target(path: str, query: Query | None) -> str:

@@ -128,6 +128,28 @@ def delete_file(directory: Path, name: str) -> bool:
         return True
 
 
+def is_clean(directory: Path, *names: str) -> bool:
+    """Whether neither these files nor drafts of them are left, nor an empty directory."""
+    with opened(directory) as descriptor:
+        if descriptor is None:
+            return True
+        left = set(os.listdir(descriptor))
+    return bool(left) and left.isdisjoint([*names, *map(draft_of, names)])
+
+
+def clean(directory: Path, *names: str) -> None:
+    """Neither these files nor drafts of them are left, nor the directory if it held nothing else."""
+    for name in names:
+        delete_file(directory, name)
+        delete_file(directory, draft_of(name))
+    drop_if_empty(directory)
+
+
+def draft_of(name: str) -> str:
+    """What a file is called until it is complete; a crash may leave it."""
+    return f".{name}.new"
+
+
 def drop_if_empty(directory: Path) -> None:
     """Remove a VM's directory when nothing is left in it."""
     try:
@@ -142,7 +164,7 @@ def write_file(directory: Path, name: str, data: bytes, *, mode: int = 0o600, du
     with opened(directory) as descriptor:
         if descriptor is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
-        draft = f".{name}.new"
+        draft = draft_of(name)
         if regular_file(descriptor, draft) is not None:
             os.unlink(draft, dir_fd=descriptor)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

@@ -1,7 +1,6 @@
 """The server's one composition root: settings in, a running control plane out."""
 
 import asyncio
-import secrets
 import signal
 import sys
 from contextlib import AsyncExitStack
@@ -28,8 +27,8 @@ from vmorch.engine.control import Control, Identity
 from vmorch.log.errors import LogError
 from vmorch.log.leadership import lead_while_elected
 from vmorch.log.store import EventLog
-from vmorch.setup import prepare
-from vmorch.system import SystemClock, log_to_stderr, new_id
+from vmorch.setup import prepare, secrets_key
+from vmorch.system import SystemClock, log_to_stderr, new_id, secrets_of
 from vmorch.views.projector import Projector
 from vmorch.views.queries import ReadModels
 from vmorch.wire import subjects
@@ -62,7 +61,7 @@ async def run(config: Config, stop: asyncio.Event) -> None:
         projector = Projector(log, engine)
         identity = Identity(cluster=cluster, nats_url=config.nats.url, keys=keys)
         control = Control(
-            log, link, projector.reached, identity, SystemClock(), new_id, lambda: secrets.token_urlsafe(32)
+            log, link, projector.reached, identity, SystemClock(), new_id, secrets_of(secrets_key(config.data_dir))
         )
         await projector.start()
         await control.start()

@@ -21,7 +21,7 @@ from vmorch.engine.recorder import Recorder
 from vmorch.engine.world import World
 from vmorch.log.schema import create_logins, upgrade
 from vmorch.log.store import EventLog
-from vmorch.system import SystemClock, new_id
+from vmorch.system import SystemClock, new_id, secrets_of
 
 ADMIN = "admin"
 
@@ -52,7 +52,7 @@ async def _ensure_admin(config: Config, path: Path, *, lost: bool) -> None:
         await world.load()
         if not lost and _admins(world.fleet):
             return
-        handler = Handler(Recorder(world, SystemClock()), new_id, lambda: secrets.token_urlsafe(32))
+        handler = Handler(Recorder(world, SystemClock()), new_id, secrets_of(secrets_key(config.data_dir)))
         taken = {token.name for token in world.fleet.tokens.values() if not token.revoked}
         name = ADMIN if ADMIN not in taken else f"{ADMIN}-{len(taken) + 1}"
         caller = Caller(actor="setup", role="admin", reason="first token of the cluster")
@@ -60,6 +60,14 @@ async def _ensure_admin(config: Config, path: Path, *, lost: bool) -> None:
         _write_private(path, secret + "\n")
     finally:
         await log.close()
+
+
+def secrets_key(data: Path) -> bytes:
+    """The key that enrolment and API tokens are made with, created at the first call."""
+    path = data / "keys" / "secrets.key"
+    if not path.exists():
+        _write_private(path, secrets.token_hex(32) + "\n")
+    return bytes.fromhex(path.read_text())
 
 
 def _admins(fleet: Fleet) -> bool:

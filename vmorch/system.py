@@ -1,9 +1,12 @@
 """The real clock, real ids and real logs of a server process. Only composition roots hand them in."""
 
 import asyncio
+import hmac
 import logging
 import sys
 import time
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import structlog
@@ -28,11 +31,23 @@ def new_id() -> str:
     return str(uuid_utils.uuid7())
 
 
+def secrets_of(key: bytes) -> Callable[[str], str]:
+    """Secrets that only the holder of `key` can make: HMAC-SHA-256 of their seed."""
+
+    def secret(seed: str) -> str:
+        return urlsafe_b64encode(hmac.digest(key, seed.encode(), "sha256")).decode().rstrip("=")
+
+    return secret
+
+
 def log_to_stderr() -> None:
     """Write this process's log as JSON lines, or for eyes on a terminal."""
     terminal = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
-    traceback = [] if terminal else [structlog.processors.dict_tracebacks]
+    # tracebacks without local variables: those may hold secrets
+    plain = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    renderer = plain if terminal else structlog.processors.JSONRenderer()
+    formatted = structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False))
+    traceback = [] if terminal else [formatted]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -200,7 +200,7 @@ def tail(session: Session, /, since: str | None, after: int | None, **selection:
                 _print(session, found, each.data)
         except Away as error:
             if not away:
-                session.terminal.note(f"the server is away ({error}); waiting")
+                session.terminal.note(f"the server is away ({error.why}); waiting")
             away = True
         except Problem as problem:
             if problem.status != 503:

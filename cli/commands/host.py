@@ -230,8 +230,10 @@ def enroll(session: Session, /, name: str) -> None:
         return
     expires = str(found.get("expires", "-"))
     session.terminal.out("\n".join(pairs([("host", name), ("token", token), ("expires", expires)])))
+    # a Unix socket is this machine's own; only the operator knows where hosts reach the API
+    server = session.settings.api if session.settings.api.startswith("http") else "https://SERVER"
     session.terminal.note(
-        f"hint: type on {name}: vmorch-agent enroll   (it asks for the API's address and the token)"
+        f"hint: on {name}: vmorch-agent enroll {server} --token-file -   (then paste the token)"
     )
 
 

@@ -17,7 +17,7 @@ from cli.problems import Problem, from_document
 from cli.session import Session
 from cli.shapes import Image, Single
 from cli.table import Column, pairs
-from cli.transport import Away, quote
+from cli.transport import quote
 from cli.units import show_bytes, show_seconds, show_time
 from cli.verbs import Entry, Group, SectionOption, change_options, verb
 
@@ -209,19 +209,16 @@ def _upload(session: Session, name: str, path: str, wanted: dict[str, str]) -> b
 def _fetch(session: Session, body: dict[str, str]) -> bytes:
     bar = _Bar(session, f"fetching {body['name']}", None)
     session.terminal.note(f"the server fetches {body['url']}")
-    try:
-        for event in session.client.change_stream("/v1/images", body, request_id=session.request_id):
-            if event.event == "progress":
-                progress = msgspec.json.decode(event.data, type=dict[str, int | None])
-                bar.total = progress.get("total")
-                bar.show(progress.get("bytes") or 0)
-            elif event.event == "problem":
-                raise from_document(event.data.encode(), 500)
-            elif event.event == "image":
-                item = msgspec.Raw(event.data.encode())
-                return msgspec.json.encode({"apiVersion": "v1", "kind": "Image", "item": item})
-    except Away as away:
-        raise session.client.transport.unreachable(away) from away
+    for event in session.client.change_stream("/v1/images", body, request_id=session.request_id):
+        if event.event == "progress":
+            progress = msgspec.json.decode(event.data, type=dict[str, int | None])
+            bar.total = progress.get("total")
+            bar.show(progress.get("bytes") or 0)
+        elif event.event == "problem":
+            raise from_document(event.data.encode(), 500)
+        elif event.event == "image":
+            item = msgspec.Raw(event.data.encode())
+            return msgspec.json.encode({"apiVersion": "v1", "kind": "Image", "item": item})
     raise Problem(
         "server-unreachable",
         "the server stopped before the image was there",

@@ -190,7 +190,8 @@ def _grouped(section: str, *names: str, **more: Any) -> Callable[[F], F]:
 def create(
     session: Session, /, name: str, dry_run: bool, detach: bool, timeout: float | None, **given: Any
 ) -> None:
-    session.demand_reason()
+    if not dry_run:
+        session.demand_reason()
     request = Request(
         label="vm.create", name=name, path="/v1/vms", body=body_of(name, given), request_id=session.request_id
     )

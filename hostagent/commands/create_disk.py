@@ -7,7 +7,7 @@ from hostagent import qemu_img
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
 from hostagent.hypervisor import Scope
-from hostagent.layout import disk_file, free_bytes, make_directory, opened, regular_file
+from hostagent.layout import disk_file, draft_of, free_bytes, make_directory, opened, regular_file
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import CreateDisk, Done
 
@@ -35,7 +35,7 @@ def create_disk(command: CreateDisk, host: Host, scope: Scope) -> Done:
     if free < size:
         raise Rejected("disk-full", f"the disk may grow to {size} bytes and {free} are free on {disk.storage} storage")
     final = directory / disk_file(disk.name)
-    draft = final.with_name(f".{final.name}.new")
+    draft = final.with_name(draft_of(final.name))
     draft.unlink(missing_ok=True)
     try:
         if base is None or disk.image is None:

@@ -4,14 +4,13 @@ from hostagent.commands._domain import domain_is_active, lookup
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
 from hostagent.hypervisor import Scope
-from hostagent.layout import delete_file, disk_file, drop_if_empty, opened, regular_file
+from hostagent.layout import clean, disk_file, is_clean
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import DeleteDisk, Done
 
 
 def _reached(command: DeleteDisk, host: Host) -> bool:
-    with opened(host.layout.vm(command.disk.storage, command.vm)) as directory:
-        return directory is None or regular_file(directory, disk_file(command.disk.name)) is None
+    return is_clean(host.layout.vm(command.disk.storage, command.vm), disk_file(command.disk.name))
 
 
 @handles(DeleteDisk, reached=_reached)
@@ -21,7 +20,5 @@ def delete_disk(command: DeleteDisk, host: Host, scope: Scope) -> Done:
     domain = lookup(host.link.calls, command.vm)
     if domain is not None and domain_is_active(domain.state()[0]):
         raise Rejected("busy", f"the domain {command.vm} is active and uses {command.disk.name}")
-    directory = host.layout.vm(command.disk.storage, command.vm)
-    delete_file(directory, disk_file(command.disk.name))
-    drop_if_empty(directory)
+    clean(host.layout.vm(command.disk.storage, command.vm), disk_file(command.disk.name))
     return Done()

@@ -3,18 +3,16 @@
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
 from hostagent.hypervisor import Scope
-from hostagent.layout import SEED, delete_file, drop_if_empty, opened, regular_file
+from hostagent.layout import SEED, clean, is_clean
 from vmorch.core.hostcommands import DeleteSeed, Done
 
 
 def _reached(command: DeleteSeed, host: Host) -> bool:
-    with opened(host.layout.vm("local", command.vm)) as directory:
-        return directory is None or regular_file(directory, SEED) is None
+    return is_clean(host.layout.vm("local", command.vm), SEED)
 
 
 @handles(DeleteSeed, reached=_reached)
 def delete_seed(command: DeleteSeed, host: Host, scope: Scope) -> Done:
-    directory = host.layout.vm("local", command.vm)
-    deleted = delete_file(directory, SEED)
-    drop_if_empty(directory)
-    return Done(already=not deleted)
+    already = _reached(command, host)
+    clean(host.layout.vm("local", command.vm), SEED)
+    return Done(already=already)

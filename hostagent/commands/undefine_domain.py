@@ -6,7 +6,7 @@ from hostagent.commands._domain import find, observe
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
 from hostagent.hypervisor import Scope
-from hostagent.layout import RUN_RECORD, SERIAL_LOG, delete_file, drop_if_empty
+from hostagent.layout import RUN_RECORD, SERIAL_LOG, clean, is_clean
 from vmorch.core.hostcommands import Done, Observed, UndefineDomain
 
 _EVERYTHING_OF_IT = (
@@ -18,7 +18,9 @@ _EVERYTHING_OF_IT = (
 
 def _reached(command: UndefineDomain, host: Host) -> bool:
     domain = find(host, command.vm)
-    return domain is None or not domain.isPersistent()
+    if domain is None:
+        return is_clean(host.layout.vm("local", command.vm), SERIAL_LOG, RUN_RECORD)
+    return not domain.isPersistent()
 
 
 @handles(UndefineDomain, reached=_reached)
@@ -34,8 +36,5 @@ def undefine_domain(command: UndefineDomain, host: Host, scope: Scope) -> Done:
 
 
 def _forget(command: UndefineDomain, host: Host) -> None:
-    directory = host.layout.vm("local", command.vm)
-    delete_file(directory, SERIAL_LOG)
-    delete_file(directory, RUN_RECORD)
+    clean(host.layout.vm("local", command.vm), SERIAL_LOG, RUN_RECORD)
     host.runs.forget(command.vm)
-    drop_if_empty(directory)

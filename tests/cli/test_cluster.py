@@ -1,7 +1,10 @@
 """The CLI against a whole cluster: the real server on real Postgres and NATS, with simulated hosts."""
 
+import ctypes
 import json
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,15 +19,27 @@ from tests.cli.conftest import ROOT, Run
 pytestmark = [pytest.mark.postgres, pytest.mark.nats]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def end_with_the_tests() -> None:
+    """A killed test run takes its cluster with it."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Path]:
     """The directory of a development cluster with two hosts, gone afterwards."""
     # not under pytest's own directory: Postgres does not run as root and must be able to enter
     directory = Path(tempfile.mkdtemp(prefix="vmorch-cli-"))
     directory.chmod(0o755)
+    (directory / "ports").write_text(f"{free_port()} {free_port()}")
     log = (directory / "log").open("wb")
     line = [sys.executable, "-m", "vmorch.dev", "serve", "--dir", str(directory), "--hosts", "2"]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+    process = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log, preexec_fn=end_with_the_tests)
     try:
         deadline = time.monotonic() + 90
         while not (directory / "ready").exists():

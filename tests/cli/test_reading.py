@@ -224,6 +224,23 @@ def test_nothing_there_exits_7_and_says_where(vmorch: Run) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "line", ["event list", "api GET /v1/events/tail", "vm start a", "op wait x --timeout 200ms"]
+)
+def test_every_way_of_asking_says_when_nothing_is_there(vmorch: Run, line: str) -> None:
+    done = vmorch(*line.split(), "--api", "unix:/nonexistent/api.sock")
+    assert done.returncode == (8 if "--timeout" in line else 7)
+    assert "internal-error" not in done.stderr
+
+
+def test_uploads_and_fetches_say_it_too(vmorch: Run, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(b"x")
+    for source in (("--file", str(tmp_path / "disk")), ("--url", "http://example.org/disk")):
+        done = vmorch("image", "add", "a", *source, "--api", "http://127.0.0.1:1")
+        assert done.returncode == 7
+        assert "error[server-unreachable]" in done.stderr
+
+
 def test_a_broken_connection_is_tried_again(api: Api, vmorch: Run) -> None:
     answers = [Reply(drop=True), Reply(drop=True), two_vms()]
     api.on("GET /v1/vms", lambda asked: answers.pop(0))

@@ -40,7 +40,7 @@ def test_ctrl_c_detaches_cancels_nothing_and_says_how_to_come_back(
     process.read_until("..")
     process.interrupt()
     assert process.end() == 130
-    assert "Detached: the operation goes on." in process.seen
+    assert f"Detached: op {make.OP} still runs. Nothing was cancelled." in process.seen
     assert f"vmorch op watch {make.OP}" in process.seen
     assert [each.path for each in api.changes()] == ["/v1/vms/web-3/start"]
 
@@ -54,6 +54,45 @@ def test_the_running_step_is_a_line_that_rewrites_itself(
     assert process.end() == 0
     assert "\r\x1b[K" in process.seen
     assert "web-3 is running on hv-02 at 10.0.4.13" in process.seen
+
+
+def test_ctrl_c_among_several_names_what_goes_on_and_what_was_never_begun(
+    api: Api, terminal: Start, lasting: threading.Event
+) -> None:
+    process = terminal("vm", "start", "web-3", "web-4", "--max-parallel", "1")
+    process.read_until("0 of 2 done")
+    process.interrupt()
+    assert process.end() == 130
+    assert f"vmorch op watch {make.OP}" in process.seen
+    assert "not asked for any more: web-4" in process.seen
+    assert [each.path for each in api.changes()] == ["/v1/vms/web-3/start"]
+
+
+def test_a_watched_list_is_redrawn_until_ctrl_c(api: Api, terminal: Start) -> None:
+    states = ["off", "running"]
+
+    def look(asked: Asked) -> Reply:
+        return make.listing("Vm", [make.vm("web-1", state=states[min(len(api.asked) - 1, 2) // 2])])
+
+    over = threading.Event()
+
+    def tail(asked: Asked) -> Reply:
+        def chunks() -> Iterator[bytes]:
+            if asked.query["after"] == ["48204"] and len(api.asked) < 3:
+                yield b"id: 48205\ndata: {}\n\n"
+            over.wait(30)
+
+        return make.stream(chunks())
+
+    api.on("GET /v1/vms", look)
+    api.on("GET /v1/events/tail", tail)
+    process = terminal("vm", "list", "--watch")
+    process.read_until("off")
+    process.read_until("running")
+    process.interrupt()
+    assert process.end() == 130
+    over.set()
+    assert process.seen.count("\x1b[H\x1b[2J") == 2
 
 
 def test_the_name_must_be_typed_to_delete(api: Api, terminal: Start) -> None:

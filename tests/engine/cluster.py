@@ -125,13 +125,12 @@ class Cluster:
         """The control plane, as long as the block lasts."""
         link = self.bus.link(f"server-{next(self._lives)}", subjects.server_inbox(CLUSTER))
         identity = Identity(cluster=CLUSTER, nats_url="memory", keys=self.keys)
-        secrets = itertools.count(1)
 
         async def reached(position: Position, seconds: float) -> bool:
             return True
 
         self.control = Control(
-            self.log, link, reached, identity, SystemClock(), self.ids, lambda: f"secret-{next(secrets)}"
+            self.log, link, reached, identity, SystemClock(), self.ids, lambda seed: f"secret-of-{seed}"
         )
         await self.control.start()
         running = asyncio.create_task(self.control.run())

@@ -163,3 +163,11 @@ async def test_a_cancelled_create_leaves_nothing_on_the_host(tmp_path: Path) -> 
         assert (await made.over(accepted.operation)).outcome == "cancelled"  # type: ignore[arg-type]
         assert not host.hypervisor.host.domains
         assert not host.hypervisor.host.disks
+
+
+async def test_a_repeated_token_request_gives_the_same_secret_and_one_token(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        caller = Caller(actor="ada", role="admin", request=RequestId("r-2"))
+        answers = [await made.control.create_token("bob", "viewer", None, caller) for _ in range(2)]
+        assert answers[0] == answers[1]
+        assert len(made.fleet.tokens) == 1

@@ -373,9 +373,7 @@ def test_an_accelerator_counts_only_if_a_guest_ran_with_it(tmp_path: Path) -> No
 
 
 @pytest.mark.guest
-def test_a_guest_boots_is_asked_and_goes_off_when_asked(
-    host: Host, hypervisor: LibvirtHypervisor, server: ImageServer, vm: VmId
-) -> None:
+def test_a_guest_boots_is_asked_and_goes_off_when_asked(host: Host, vm: VmId) -> None:
     cache = Path(os.environ.get("VMORCH_LAB_CACHE", "~/.cache/vmorch/lab")).expanduser()
     tiny = cached_tiny(cache).read_bytes()
     served = ImageServer(tiny)
@@ -412,3 +410,4 @@ def test_a_guest_boots_is_asked_and_goes_off_when_asked(
         assert (stopped.observed.power, stopped.observed.reason) == ("off", "shutdown")
     finally:
         guest_host.close()
+        served.close()

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import json
-import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -39,7 +38,7 @@ from vmorch.edge.settings import EdgeSettings
 from vmorch.engine.caller import Caller
 from vmorch.engine.control import Control, Identity
 from vmorch.log.store import EventLog
-from vmorch.system import SystemClock, new_id
+from vmorch.system import SystemClock, new_id, secrets_of
 from vmorch.views.projector import Projector
 from vmorch.views.queries import ReadModels
 from vmorch.wire import subjects
@@ -138,7 +137,7 @@ async def api_over(database: Database, directory: Path, **settings: Any) -> Asyn
     bus = MemoryBus().link("server", subjects.server_inbox("test"))
     identity = Identity(cluster="test", nats_url="nats://127.0.0.1:4222", keys=ensure_keys(directory / "keys"))
     control = Control(
-        log, bus, projector.reached, identity, SystemClock(), new_id, lambda: secrets.token_urlsafe(32)
+        log, bus, projector.reached, identity, SystemClock(), new_id, secrets_of(b"test")
     )
     await projector.start()
     await control.start()

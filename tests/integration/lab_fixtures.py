@@ -77,12 +77,15 @@ class Api:
         self._socket = socket
         self._token = token
 
-    def ask(self, method: str, path: str, body: Any = None, *, timeout: float = 30.0) -> Answer:
+    def ask(
+        self, method: str, path: str, body: Any = None, *, timeout: float = 30.0, request_id: str | None = None
+    ) -> Answer:
         """One request. `body` is sent as it is if it is bytes, else as JSON. Raises Away."""
         connection = UnixConnection(self._socket, timeout=timeout)
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
         try:
-            connection.request(method, path, data, {"Authorization": f"Bearer {self._token}"})
+            named = {} if request_id is None else {"Vmorch-Request-Id": request_id}
+            connection.request(method, path, data, {"Authorization": f"Bearer {self._token}", **named})
             answer = connection.getresponse()
             raw = answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -111,7 +114,8 @@ class Api:
     def items(self, path: str, **query: Any) -> list[dict[str, Any]]:
         """Every item of a list, all pages, as of now: lists come from read models, which follow the log."""
         found: list[dict[str, Any]] = []
-        query = {**query, "minPosition": self.get("/v1/status")["head"]}
+        if path != "/v1/events":
+            query = {**query, "minPosition": self.get("/v1/status")["head"]}
         while True:
             page = self.get(path, **query)
             found += page["items"]

@@ -64,6 +64,7 @@ def accepted(receipt: Accepted, *, status: int = 202) -> Response:
 
 class _Row(Struct):
     id: str
+    name: str = ""
 
 
 def cursor(docs: Sequence[bytes], limit: int) -> tuple[Sequence[bytes], str | None]:
@@ -71,7 +72,9 @@ def cursor(docs: Sequence[bytes], limit: int) -> tuple[Sequence[bytes], str | No
     if len(docs) <= limit:
         return docs, None
     page = docs[:limit]
-    return page, msgspec.json.decode(page[-1], type=_Row).id
+    last = msgspec.json.decode(page[-1], type=_Row)
+    # both: what it is sorted by, and what tells equals apart; the row itself may be gone by then
+    return page, f"{last.name}/{last.id}"
 
 
 def at_position(position: Position, time: datetime | None) -> AsOf:

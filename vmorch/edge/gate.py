@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 import structlog
-from sqlalchemy.exc import InterfaceError, OperationalError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -56,10 +55,6 @@ class Gate:
             if told is None:
                 logger.exception("request failed", request=id, method=request.method, path=request.url.path)
             response = problems.response_of(told or problems.fault(), id)
-        except (OperationalError, InterfaceError) as error:
-            # the read models lie in the same database as the log
-            logger.warning("database away", request=id, path=request.url.path, why=str(error.orig))
-            response = problems.response_of(Rejected("log-unavailable", "Postgres does not answer"), id)
         except ClientDisconnect:
             logger.info("caller went away", request=id, path=request.url.path)
             return Response(status_code=400)

@@ -113,7 +113,7 @@ class ReadModels(Protocol):
     """The lists that people read, computed from the log."""
 
     async def rows(self, model: Model, filters: Filters, limit: int, after: str | None = None) -> Rows:
-        """At most `limit` rows. `after` is the id of the last row of the page before."""
+        """At most `limit` rows. `after` is NAME/ID of the last row of the page before."""
 
     async def row(self, model: Model, id: str) -> bytes | None:
         """One row's JSON document."""

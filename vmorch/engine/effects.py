@@ -24,5 +24,5 @@ class Clock(Protocol):
 Ids = Callable[[], str]
 """A new time-ordered UUID at each call."""
 
-Secrets = Callable[[], str]
-"""A new secret of at least 256 bits, URL-safe, at each call."""
+Secrets = Callable[[str], str]
+"""A secret of at least 256 bits, URL-safe: always the same for one seed, and not to be had without the server's key."""

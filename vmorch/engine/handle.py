@@ -21,7 +21,7 @@ from vmorch.core.aggregates.vm import OperationStarted, VmCommand
 from vmorch.core.codec import Fact
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet
-from vmorch.core.ids import HostId, ImageId, OperationId, Stream, VmId, stream
+from vmorch.core.ids import HostId, ImageId, OperationId, VmId, split_stream, stream
 from vmorch.core.operation import Change, change
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.planning.admission import Admission, Who, admit_create, admit_on_vm
@@ -119,22 +119,26 @@ class Handler:
             now = self.fleet.vms[vm.id]
             return [change(stream("vm", vm.id), event) for event in vms.request_cancel(now, operation)]
 
-        return await self._simple(stream("vm", vm.id), vm.name, decide, caller, "cancel", operation, operation)
+        accepted, _ = await self._simple(vm.name, decide, caller, "cancel", operation, None)
+        return msgspec.structs.replace(accepted, operation=operation)
 
     async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
-        """Let a host of this name enrol once. The token is told here and never again."""
+        """Let a host of this name enrol once. The token is told here, and again only to a repeat of this request."""
         _check_name(name)
-        token = f"vmh_{self.secrets()}"
-        expires = self.recorder.clock.now() + INVITATION
-        again = [host for host in self.fleet.hosts.values() if host.name == name and not host.retired]
-        if again and again[0].key:
-            raise Rejected("name-taken", f"a host called {name} is enrolled", hint=f"vmorch host retire {name}")
-        id = again[0].id if again else HostId(self.ids())
-        invited = hosts.HostInvited(name=name, token_hash=_hash(token), expires=expires)
-        accepted = await self._simple(
-            stream("host", id), name, lambda: [change(stream("host", id), invited)], caller, "invite", name, name
-        )
-        return accepted, token, expires
+        token = f"vmh_{self._secret('invite', caller)}"
+        new = HostId(self.ids())
+
+        def decide() -> list[Change]:
+            known = [host for host in self.fleet.hosts.values() if host.name == name and not host.retired]
+            if known and known[0].key:
+                raise Rejected("name-taken", f"a host called {name} is enrolled", hint=f"vmorch host retire {name}")
+            expires = self.recorder.clock.now() + INVITATION
+            invited = hosts.HostInvited(name=name, token_hash=_hash(token), expires=expires)
+            return [change(stream("host", known[0].id if known else new), invited)]
+
+        accepted, facts = await self._simple(name, decide, caller, "invite", name, None)
+        assert isinstance(facts[0].event, hosts.HostInvited)
+        return accepted, token, facts[0].event.expires
 
     async def admit_host(self, token: str, key: str, machine_id: str) -> Host:
         """Pin the key and machine id of the host that shows its one-time token."""
@@ -161,15 +165,21 @@ class Handler:
         def decide() -> list[Change]:
             return [change(stream("host", id), event) for event in _on_host(self.fleet.hosts[id], verb, wanted)]
 
-        return await self._simple(stream("host", id), name, decide, caller, verb, ref, arguments)
+        accepted, _ = await self._simple(name, decide, caller, verb, ref, arguments)
+        return accepted
 
     async def add_image(self, event: ImageAdded, caller: Caller) -> Accepted:
         """Give stored, verified bytes a name."""
         _check_name(event.name)
-        if any(image.name == event.name and not image.removed for image in self.fleet.images.values()):
-            raise Rejected("name-taken", f"an image called {event.name} exists")
         at = stream("image", ImageId(self.ids()))
-        return await self._simple(at, event.name, lambda: [change(at, event)], caller, "add", event.name, event)
+
+        def decide() -> list[Change]:
+            if any(image.name == event.name and not image.removed for image in self.fleet.images.values()):
+                raise Rejected("name-taken", f"an image called {event.name} exists")
+            return [change(at, event)]
+
+        accepted, _ = await self._simple(event.name, decide, caller, "add", event.name, event)
+        return accepted
 
     async def remove_image(self, ref: str, caller: Caller) -> Accepted:
         """Take an image's name away. Raises Rejected `image-in-use` while living VMs stand on its bytes."""
@@ -185,32 +195,34 @@ class Handler:
                 raise Rejected("image-in-use", f"{len(users)} VMs stand on it", facts={"vms": sorted(users)[:20]})
             return [change(at, event) for event in images.remove(now)]
 
-        return await self._simple(at, image.name, decide, caller, "remove", ref, None)
+        accepted, _ = await self._simple(image.name, decide, caller, "remove", ref, None)
+        return accepted
 
     async def create_token(
         self, name: str, role: Role, expires: datetime | None, caller: Caller
     ) -> tuple[Accepted, str]:
-        """A new token. Its secret is told here and never again."""
+        """A new token. Its secret is told here, and again only to a repeat of this request."""
         _check_name(name)
-        secret = f"vmo_{self.secrets()}"
+        secret = f"vmo_{self._secret('token', caller)}"
         at = stream("token", self.ids())
         created = tokens.TokenCreated(name=name, role=role, hash=_hash(secret), expires=expires)
-        accepted = await self._simple(at, name, lambda: [change(at, created)], caller, "create-token", name, role)
+        accepted, _ = await self._simple(name, lambda: [change(at, created)], caller, "create-token", name, role)
         return accepted, secret
 
     async def revoke_token(self, ref: str, caller: Caller) -> Accepted:
         """Shut a token's bearer out at once."""
         token = self.fleet.find_token(ref)
         at = stream("token", token.id)
-        return await self._simple(
-            at,
-            token.name,
-            lambda: [change(at, event) for event in tokens.revoke(self.fleet.tokens[token.id])],
-            caller,
-            "revoke",
-            ref,
-            None,
-        )
+
+        def decide() -> list[Change]:
+            return [change(at, event) for event in tokens.revoke(self.fleet.tokens[token.id])]
+
+        accepted, _ = await self._simple(token.name, decide, caller, "revoke", ref, None)
+        return accepted
+
+    def _secret(self, purpose: str, caller: Caller) -> str:
+        """The same for a repeated request, so that an answer that got lost can be had again."""
+        return self.secrets(f"{purpose}/{caller.actor}/{caller.request or self.ids()}")
 
     def _admit(self, ref: str, command: VmCommand, operation: OperationId, caller: Caller) -> Admission:
         who = Who(actor=caller.actor, reason=caller.reason)
@@ -241,22 +253,17 @@ class Handler:
         )
 
     async def _simple(
-        self,
-        at: Stream,
-        name: str,
-        decide: Callable[[], list[Change]],
-        caller: Caller,
-        verb: str,
-        ref: str,
-        body: Any,
-    ) -> Accepted:
+        self, name: str, decide: Callable[[], list[Change]], caller: Caller, verb: str, ref: str, body: Any
+    ) -> tuple[Accepted, list[Fact]]:
+        """Append what `decide` says to one stream, or find what a repeat of the request appended."""
         print = fingerprint(verb, ref, body)
         facts: list[Fact] | None = await self.recorder.repeated(caller, print)
         if facts is None:
             facts, _ = await self.recorder.record(
                 lambda: (decide(), None), lambda _: self.recorder.meta_of(caller, print=print), claim=True
             )
-        return Accepted(subject=at.partition("/")[2], name=name, position=facts[-1].position)
+        subject = split_stream(facts[0].stream)[1]
+        return Accepted(subject=subject, name=name, position=facts[-1].position), facts
 
 
 def _on_host(host: Host, verb: HostVerb, wanted: msgspec.Struct) -> list[hosts.HostEvent]:

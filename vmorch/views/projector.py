@@ -10,8 +10,8 @@ from datetime import datetime
 
 import structlog
 from msgspec import Struct
-from sqlalchemy import Connection, delete, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import Connection, Table, delete, text
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -20,7 +20,7 @@ from vmorch.core.ids import Position, Stream
 from vmorch.core.records import Recorded
 from vmorch.log.interface import Log
 from vmorch.views.rows import Key, Row, Rows
-from vmorch.views.tables import TABLES
+from vmorch.views.tables import TABLES, Model
 
 logger = structlog.get_logger()
 
@@ -28,6 +28,22 @@ NAME = "read-models"
 BATCH = 5000
 CHUNK = 2000
 RETRY = 0.5
+
+
+_CHECKPOINT = text(
+    "INSERT INTO vmorch.checkpoints (projection, position, updated_at) VALUES (:name, :position, now())"
+    " ON CONFLICT (projection) DO UPDATE SET position = excluded.position, updated_at = now()"
+)
+
+
+def _upsert(table: Table) -> Insert:
+    statement = insert(table)
+    columns = {column.name: statement.excluded[column.name] for column in table.c if column.name != "id"}
+    return statement.on_conflict_do_update(index_elements=["id"], set_=columns)
+
+
+# made once: making one takes longer than carrying it out, on the loop that operations are driven from
+_UPSERTS = {model: _upsert(table) for model, table in TABLES.items()}
 
 
 class ProjectionStatus(Struct, frozen=True, kw_only=True):
@@ -165,25 +181,22 @@ def _apply(rows: Rows, record: Recorded, poisoned: dict[Stream, str]) -> None:
 
 
 def _store(connection: Connection, changed: dict[Key, Row | None], position: Position, wipe: bool) -> None:
+    gone: dict[Model, list[str]] = {}
+    kept: dict[Model, list[Row]] = {}
+    for (model, id), row in changed.items():
+        if row is None:
+            gone.setdefault(model, []).append(id)
+        else:
+            kept.setdefault(model, []).append(row)
     for model, table in TABLES.items():
         if wipe:
             connection.execute(delete(table))
-        gone = [id for (of, id), row in changed.items() if of == model and row is None]
-        kept = [row for (of, _), row in changed.items() if of == model and row is not None]
-        if gone and not wipe:
-            connection.execute(delete(table).where(table.c.id.in_(gone)))
-        statement = insert(table)
-        columns = {column.name: statement.excluded[column.name] for column in table.c if column.name != "id"}
-        upsert = statement.on_conflict_do_update(index_elements=["id"], set_=columns)
-        for start in range(0, len(kept), CHUNK):
-            connection.execute(upsert, kept[start : start + CHUNK])
-    connection.execute(
-        text(
-            "INSERT INTO vmorch.checkpoints (projection, position, updated_at) VALUES (:name, :position, now())"
-            " ON CONFLICT (projection) DO UPDATE SET position = excluded.position, updated_at = now()"
-        ),
-        {"name": NAME, "position": position},
-    )
+        elif model in gone:
+            connection.execute(delete(table).where(table.c.id.in_(gone[model])))
+        rows = kept.get(model, [])
+        for start in range(0, len(rows), CHUNK):
+            connection.execute(_UPSERTS[model], rows[start : start + CHUNK])
+    connection.execute(_CHECKPOINT, {"name": NAME, "position": position})
 
 
 __all__ = ["ProjectionStatus", "Projector", "Rebuilt"]

@@ -1,12 +1,16 @@
 """Questions to the read models. Documents come back as the JSON text they were written as, undecoded."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import datetime
 
 from msgspec import Struct
 from sqlalchemy import Select, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.exc import InterfaceError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from vmorch.core.ids import Position
+from vmorch.log.errors import LogUnavailable
 from vmorch.views.filters import Filters
 from vmorch.views.projector import ProjectionStatus, Projector, Rebuilt
 from vmorch.views.tables import TABLES, Model
@@ -30,10 +34,10 @@ class ReadModels:
     async def rows(self, model: Model, filters: Filters, limit: int, after: str | None = None) -> Page:
         """At most `limit` documents: VMs and the like by name, operations newest first.
 
-        `after` is the id of the last document of the page before.
+        `after` is NAME/ID of the last document of the page before. Raises LogUnavailable.
         """
         position, time = self.projector.position, self.projector.recorded_at
-        async with self.engine.connect() as connection:
+        async with self._connection() as connection:
             found = (await connection.execute(_query(model, filters, limit, after))).all()
         docs = [str(row.doc).encode() for row in found]
         return Page(position=position, time=time, docs=docs)
@@ -41,9 +45,17 @@ class ReadModels:
     async def row(self, model: Model, id: str) -> bytes | None:
         """The document with this id."""
         table = TABLES[model]
-        async with self.engine.connect() as connection:
+        async with self._connection() as connection:
             doc = await connection.scalar(select(table.c.doc).where(table.c.id == id))
         return None if doc is None else str(doc).encode()
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+        try:
+            async with self.engine.connect() as connection:
+                yield connection
+        except (OperationalError, InterfaceError) as error:
+            raise LogUnavailable(str(error.orig)) from error
 
     async def settled(self, position: Position, seconds: float) -> bool:
         """Whether the models show everything up to `position` within that time."""
@@ -65,12 +77,12 @@ def _query(model: Model, filters: Filters, limit: int, after: str | None) -> Sel
     if model == "operations":
         query = query.order_by(columns.id.desc())
         if after is not None:
-            query = query.where(columns.id < after)
+            query = query.where(columns.id < after.rpartition("/")[2])
     else:
         query = query.order_by(columns.name, columns.id)
         if after is not None:
-            last = select(table.c.name).where(table.c.id == after).scalar_subquery()
-            query = query.where(tuple_(columns.name, columns.id) > tuple_(last, after))
+            name, _, id = after.rpartition("/")
+            query = query.where(tuple_(columns.name, columns.id) > tuple_(name, id))
     for field in ("host", "state", "verb", "actor", "active"):
         wanted = getattr(filters, field)
         if wanted is not None and field in columns:
