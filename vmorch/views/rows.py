@@ -39,6 +39,8 @@ class Rows:
         self._dirty: set[Key] = set()
         self._finished: dict[Key, Row | None] = {}
         self._shown: dict[HostId, tuple[str, bool]] = {}
+        self._place: dict[VmId, HostId] = {}
+        self._standing: dict[HostId, set[VmId]] = {}
 
     def apply(self, fact: Fact) -> None:
         """Take the next fact."""
@@ -67,6 +69,7 @@ class Rows:
 
     def _vm(self, id: VmId, event: VmEvent) -> None:
         self._dirty.add(("vms", id))
+        self._stand(id)
         if isinstance(event, OperationStarted | OperationEvent):
             self._operation(event.operation)
         elif isinstance(event, VmRenamed):
@@ -91,7 +94,20 @@ class Rows:
         seen = (host.name, host.agent == "connected")
         if self._shown.get(id) != seen:
             self._shown[id] = seen
-            self._dirty |= {("vms", vm.id) for vm in self.fleet.vms.values() if vm.host == id}
+            self._dirty |= {("vms", vm) for vm in self._standing.get(id, ())}
+
+    def _stand(self, id: VmId) -> None:
+        """Note where the VM stands now: looking through all VMs at each change of a host would take too long."""
+        vm = self.fleet.vms.get(id)
+        place, before = None if vm is None else vm.host, self._place.get(id)
+        if place == before:
+            return
+        if before is not None:
+            self._standing[before].discard(id)
+            del self._place[id]
+        if place is not None:
+            self._standing.setdefault(place, set()).add(id)
+            self._place[id] = place
 
     def _image(self, id: ImageId) -> None:
         self._dirty.add(("images", id))
