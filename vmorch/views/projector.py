@@ -12,8 +12,9 @@ import structlog
 from msgspec import Struct
 from sqlalchemy import Connection, Table, delete, text
 from sqlalchemy.dialects.postgresql import Insert, insert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine
+from tenacity import retry, retry_if_exception, wait_random_exponential
 
 from vmorch.core.codec import Unreadable, decode
 from vmorch.core.ids import Position, Stream
@@ -27,7 +28,6 @@ logger = structlog.get_logger()
 NAME = "read-models"
 BATCH = 5000
 CHUNK = 2000
-RETRY = 0.5
 
 
 _CHECKPOINT = text(
@@ -61,6 +61,10 @@ class Rebuilt(Struct, frozen=True, kw_only=True):
     events: int
     rows: int
     seconds: float
+
+
+def _is_away(error: BaseException) -> bool:
+    return isinstance(error, OperationalError | InterfaceError)
 
 
 class Projector:
@@ -146,20 +150,18 @@ class Projector:
             # a long fold must not starve the loop that everything else runs on
             await asyncio.sleep(0)
 
+    @retry(
+        retry=retry_if_exception(_is_away),
+        wait=wait_random_exponential(multiplier=0.1, max=2),
+        before_sleep=lambda state: logger.warning("read models wait for the database", tries=state.attempt_number),
+    )
     async def _write(
         self, changed: dict[Key, Row | None], *, wipe: bool = False, position: Position | None = None
     ) -> None:
+        """Store rows and checkpoint together, or neither; while the database is away, wait for it."""
         at = position or self._rows.fleet.position
-        while True:
-            try:
-                async with self.engine.begin() as connection:
-                    await connection.run_sync(_store, changed, at, wipe)
-                return
-            except DBAPIError as error:
-                if not error.connection_invalidated and "connect" not in str(error):
-                    raise
-                logger.warning("read models wait for the database", why=str(error.orig))
-                await asyncio.sleep(RETRY)
+        async with self.engine.begin() as connection:
+            await connection.run_sync(_store, changed, at, wipe)
 
     async def _advance(self) -> None:
         self.position, self.recorded_at = self._rows.fleet.position, self._rows.fleet.recorded_at

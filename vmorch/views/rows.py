@@ -120,8 +120,9 @@ class Rows:
         fleet = self.fleet
         match model:
             case "vms":
-                vm = fleet.vms[VmId(id)]
-                if vm.spec is None or vm.deleted_at is not None:
+                # the fleet forgets the VMs that were deleted first
+                vm = fleet.vms.get(VmId(id))
+                if vm is None or vm.spec is None or vm.deleted_at is not None:
                     return None
                 doc = vm_resource(fleet, vm)
                 return _made(id, doc, name=doc.name, host=doc.host, state=doc.state, labels=dict(doc.labels))
