@@ -10,7 +10,7 @@ from deploy.lab.errors import LabError
 
 # tool or file -> Debian package
 _TOOLS = {
-    "libvirtd": "libvirt-daemon",
+    "libvirtd": "libvirt-daemon-system",
     "virsh": "libvirt-clients",
     "qemu-system-x86_64": "qemu-system-x86",
     "qemu-img": "qemu-utils",

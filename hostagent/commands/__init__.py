@@ -44,7 +44,13 @@ def carry_out(host: Host, command: HostCommand, scope: Scope) -> Answer:
     except Rejected as refusal:
         return _failed(host, command, refusal)
     except libvirt.libvirtError as error:
-        return _failed(host, command, refusal_of(error, host.link))
+        refused = refusal_of(error, host.link)
+        if error.get_error_code() == libvirt.VIR_ERR_OPERATION_INVALID:
+            # a call of an agent that died may have been under way in the daemon and come first
+            seen = look(host, command)
+            if isinstance(seen, Done):
+                return seen
+        return _failed(host, command, refused)
 
 
 def look(host: Host, command: HostCommand) -> Answer:

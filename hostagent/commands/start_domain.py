@@ -8,6 +8,9 @@ from hostagent.commands._registry import handles
 from hostagent.hypervisor import Scope
 from vmorch.core.hostcommands import Done, StartDomain
 
+ROOT_DISK = "vda"
+"""Every VM has it."""
+
 _RAN = frozenset({"shutdown", "destroyed", "crashed", "migrated", "saved"})
 """Why a domain is off that was once running; one whose QEMU never got so far is `failed`."""
 
@@ -19,6 +22,9 @@ def _reached(command: StartDomain, host: Host) -> bool:
     if domain is None:
         return False
     seen = observe(host, domain)
+    if seen.power != "running" and record.phase == "starting":
+        _outwait(domain)
+        seen = observe(host, domain)
     if seen.power == "running":
         return True
     if seen.power == "paused" or not record.phase:
@@ -31,6 +37,14 @@ def _reached(command: StartDomain, host: Host) -> bool:
     return (seen.reason in _RAN and seen.reason != record.before) or (
         host.runs.serial_bytes(command.vm) > record.serial_bytes
     )
+
+
+def _outwait(domain: Any) -> None:
+    """Return when no start of the domain is under way: the daemon goes on with one whose caller has died.
+
+    Until it is over libvirt shows the domain as off or paused, but answers no question about its disks.
+    """
+    domain.blockInfo(ROOT_DISK)
 
 
 @handles(StartDomain, reached=_reached)

@@ -1,8 +1,11 @@
 """Take a domain's persistent configuration from the host; a running one goes on until it stops."""
 
+from typing import Any
+
 import libvirt
 
 from hostagent.commands._domain import find, observe
+from hostagent.commands._errors import is_absent
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
 from hostagent.hypervisor import Scope
@@ -28,11 +31,20 @@ def undefine_domain(command: UndefineDomain, host: Host, scope: Scope) -> Done:
     domain = find(host, command.vm)
     already = domain is None or not domain.isPersistent()
     if domain is not None and not already:
-        domain.undefineFlags(_EVERYTHING_OF_IT)
+        _undefine(domain)
     seen = Observed(power="absent") if domain is None else observe(host, domain)
     if seen.power == "absent":
         _forget(command, host)
     return Done(observed=seen, already=already)
+
+
+def _undefine(domain: Any) -> None:
+    try:
+        domain.undefineFlags(_EVERYTHING_OF_IT)
+    except libvirt.libvirtError as error:
+        # the call of an agent that died may have been under way in the daemon and come first
+        if not is_absent(error):
+            raise
 
 
 def _forget(command: UndefineDomain, host: Host) -> None:

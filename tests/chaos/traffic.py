@@ -78,6 +78,12 @@ class Traffic:
             stream.result()
         assert self.site.api.items("/v1/operations", active="true") == []
 
+    def assert_all_succeeded(self) -> None:
+        """Every operation that ended did what it was asked to, trouble or not."""
+        assert self.ended
+        failed = [one for one in self.ended if one["state"] != "succeeded"]
+        assert not failed, f"{len(failed)} of {len(self.ended)} operations failed, the first: {failed[0]}"
+
     def _live(self, host: str, name: str, chance: random.Random) -> None:
         while not self._stop.is_set():
             vm = f"{name}-{uuid.UUID(int=chance.getrandbits(128)).hex[:6]}"
