@@ -25,8 +25,8 @@ from typing import Any
 
 from bench.figures import machine, ratios, spread, table
 from deploy.lab.control_node import UnixConnection
-from deploy.lab.demo import cache_directory
 from deploy.lab.images import cached_tiny
+from deploy.lab.operator import cache_directory
 
 CHECKOUT = Path(__file__).parents[1]
 HELP_SECONDS, LIST_SECONDS = 0.2, 0.25

@@ -1,4 +1,4 @@
-"""A log as long as wanted, invented: clusters of three hosts each, whose operators and hosts do what they may, at random.
+"""A log as long as wanted, invented: clusters of three hosts each, whose operators and hosts act at random.
 
 One cluster's history is decided by the real core with a seed; further clusters are copies of it under other ids, so
 that a million events are there in seconds. Must not be mistaken for a customer's log: VMs live shorter here.

@@ -36,9 +36,9 @@ from bench.direct_calls import Wish
 from bench.figures import machine, ratios, spread, table
 from deploy.lab.container import wait_for
 from deploy.lab.control_node import UnixConnection
-from deploy.lab.demo import cache_directory
 from deploy.lab.images import cached_tiny
 from deploy.lab.lab import Lab
+from deploy.lab.operator import cache_directory
 from vmorch.core.ids import GiB, MiB, VmId
 from vmorch.core.operations.create import mac_address
 from vmorch.core.spec import DiskSpec, ImagePin, NicSpec, ReadySpec, SeedSpec, VmSpec

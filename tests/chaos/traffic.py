@@ -192,15 +192,16 @@ def assert_boots_are_recorded(site: Site, after: int) -> None:
 
 
 def assert_shown_is_what_is(site: Site) -> None:
-    """Every VM stands on its host and no other, in the power state that is shown."""
+    """Every VM stands on its host and no other, in the power state that is shown; no other QEMU runs."""
     site.connected()
-    powers = {"running": True, "paused": True, "off": False, "crashed": False}
 
     def agree() -> bool:
         shown: dict[str, dict[str, bool]] = {host.name: {} for host in site.lab.hosts}
         for vm in site.api.items("/v1/vms"):
-            shown[vm["host"]][vm["id"]] = powers.get(vm["power"], False)
-        return shown == {host.name: site.domains(host.name) for host in site.lab.hosts}
+            shown[vm["host"]][vm["id"]] = vm["power"] in ("running", "paused")
+        found = {host.name: site.domains(host.name) for host in site.lab.hosts}
+        active = {name: {vm for vm, on in domains.items() if on} for name, domains in found.items()}
+        return shown == found and active == {host.name: set(host.qemus()) for host in site.lab.hosts}
 
     until(agree, 30, "agreement of what is shown with what libvirt has")
 

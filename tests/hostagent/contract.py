@@ -16,6 +16,7 @@ import pytest
 
 from hostagent.hypervisor import Expired, Hypervisor, Withdrawn
 from hostagent.scope import OrderScope
+from vmorch.core.codes import CODES
 from vmorch.core.hostcommands import (
     Answer,
     CreateDisk,
@@ -34,7 +35,6 @@ from vmorch.core.hostcommands import (
     UndefineDomain,
     WriteSeed,
 )
-from vmorch.core.hypervisor import FAILURE_CODES
 from vmorch.core.ids import Digest, GiB, MiB, VmId
 from vmorch.core.messages import HostCommand
 from vmorch.core.spec import DiskSpec, ImagePin, NicSpec, SeedSpec, VmSpec
@@ -97,7 +97,7 @@ class HypervisorContract:
         answer = hypervisor.execute(command, scope())
         assert isinstance(answer, Failed), answer
         assert answer.code == code, answer
-        assert answer.code in FAILURE_CODES
+        assert answer.code in CODES
         assert answer.message
         return answer
 

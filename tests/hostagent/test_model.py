@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import json
 
+from vmorch.core.codes import CODES
 from vmorch.core.hostcommands import (
     AwaitReady,
     CreateDisk,
@@ -23,7 +24,7 @@ from vmorch.core.hostcommands import (
     UndefineDomain,
     WriteSeed,
 )
-from vmorch.core.hypervisor import FAILURE_CODES, LibvirtHost, after_crash, expect, observe, resolve
+from vmorch.core.hypervisor import LibvirtHost, after_crash, expect, observe, resolve
 from vmorch.core.ids import Digest, GiB, MiB, VmId
 from vmorch.core.messages import HOST_COMMANDS, HostCommand
 from vmorch.core.spec import DiskSpec, ImagePin, ReadySpec, SeedSpec, VmSpec
@@ -86,7 +87,7 @@ def test_every_command_is_idempotent_refusals_change_nothing_and_looking_tells_t
         after, answer = expect(host, command)
         if isinstance(answer, Failed):
             assert after == host
-            assert answer.code in FAILURE_CODES
+            assert answer.code in CODES
             assert isinstance(before, Failed)
         else:
             again, repeated = expect(after, command)

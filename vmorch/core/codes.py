@@ -95,6 +95,7 @@ CODES: dict[str, Code] = {
     "stale-incarnation": Code(409, 6, "Another history of the log", "The agent was enrolled under another incarnation of the log and obeys no other."),
     "stale-epoch": Code(409, 6, "A newer owner", "The agent knows a newer epoch of the VM than the order carried."),
     "identity-changed": Code(409, 6, "The host is not who it was", "Its key or machine id differs from what was pinned; it is read only."),
+    "fault": Code(500, 1, "The agent made a mistake", "A fault of the host's agent; its log has the cause. The host was looked at afterwards."),
     "unknown-command": Code(409, 6, "The agent is too old", "It does not know this order."),
 }  # fmt: skip
 

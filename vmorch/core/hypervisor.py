@@ -36,29 +36,6 @@ from vmorch.core.ids import Digest, MiB, VmId
 from vmorch.core.messages import HostCommand
 from vmorch.core.spec import DiskSpec, ImagePin, NicSpec, SeedSpec, VmSpec
 
-FAILURE_CODES: Final = frozenset(
-    {
-        "no-domain",
-        "no-image",
-        "image-digest-mismatch",
-        "image-unavailable",
-        "disk-full",
-        "disk-too-small",
-        "libvirt-refused",
-        "guest-did-not-stop",
-        "not-ready",
-        "busy",
-        "cancelled",
-        "deadline-passed",
-        "interrupted",
-        "not-ours",
-        "unknown-command",
-        "fault",
-    }
-)
-"""Every code that a Failed answer of a hypervisor or its agent carries; stable. `fault`: a defect of the agent
-itself, which it logged; the effect was looked for and not found."""
-
 EMPTY_DISK_MIB: Final = 1
 """What a thin disk takes of the host's space before its guest writes to it, rounded up."""
 

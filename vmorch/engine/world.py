@@ -79,6 +79,8 @@ class World:
 
     async def reach(self, position: Position) -> None:
         """Return once everything up to `position` is folded in."""
+        if self.fleet.position >= position:
+            return
         async for at in self.changes():
             if at >= position:
                 return
