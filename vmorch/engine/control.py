@@ -81,6 +81,8 @@ class Control(Handler):
 
     async def lead(self) -> None:
         """Take reports, drive operations and judge silence, until cancelled."""
+        # hosts take a position below one that they were told before for a log restored from a backup
+        await self.world.reach(await self.world.log.head())
         self._leading = True
         await self._serve_hosts()
         try:
