@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.figures import machine, ratios, spread, table
+from bench.leftovers import cluster_prefix, end_dead_clusters
 from deploy.lab.control_node import UnixConnection
 from deploy.lab.images import cached_tiny
 from deploy.lab.operator import cache_directory
@@ -60,7 +61,10 @@ class Cluster:
 @contextlib.contextmanager
 def cluster(vms: int, hosts: int = HOSTS) -> Iterator[Cluster]:
     """A development cluster on which `vms` VMs are defined and no operation runs any more."""
-    directory = Path(tempfile.mkdtemp(prefix="vmorch-bench-", dir="/var/lib" if os.geteuid() == 0 else None))
+    # Postgres, which root runs as an ordinary user, must be able to get there
+    parent = Path("/var/lib" if os.geteuid() == 0 else tempfile.gettempdir())
+    end_dead_clusters(parent)
+    directory = Path(tempfile.mkdtemp(prefix=cluster_prefix(os.getpid()), dir=parent))
     directory.chmod(0o755)
     dev = [sys.executable, "-m", "vmorch.dev"]
     try:

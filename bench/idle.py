@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bench.cli_start import cluster
 from bench.figures import machine, table
+from bench.leftovers import end_dead_labs, lab_name
 from deploy.lab.lab import Lab
 
 SETTLE = 20.0
@@ -93,8 +94,8 @@ DEVELOPMENT = {
 
 @contextlib.contextmanager
 def real_host() -> Iterator[dict[str, list[int]]]:
-    name = f"idle-{os.getpid()}"
-    lab = Lab(name)
+    end_dead_labs()
+    lab = Lab(lab_name(os.getpid()))
     try:
         lab.up(1)
         time.sleep(SETTLE)

@@ -1,6 +1,6 @@
 """What a VM's life costs through vmorch, against the same made by libvirt's own calls on the same host.
 
-    python -m bench.lifecycle [--rounds N] [--trace]
+    python -m bench.lifecycle [--rounds N] [--calm SECONDS] [--trace]
 
 Needs root: it makes a lab of its own with one real libvirt host and removes it. Each round takes three VMs through
 create, stop, start and delete, one after another, in an order that turns from round to round: one by direct calls
@@ -34,6 +34,7 @@ import msgspec
 
 from bench.direct_calls import Wish
 from bench.figures import machine, ratios, spread, table
+from bench.leftovers import end_dead_labs, lab_name
 from deploy.lab.container import wait_for
 from deploy.lab.control_node import UnixConnection
 from deploy.lab.images import cached_tiny
@@ -53,6 +54,8 @@ EVENTS = {
     "delete": libvirt.VIR_DOMAIN_EVENT_UNDEFINED,
 }
 RATIO, EXTRA_MS, RATIO_CLI = 1.2, 100.0, 1.5
+CALM, LOOK = 0.25, 0.3
+"""The share of all cores that may be busy for a machine to count as calm, and the seconds over which it is seen."""
 STAGGER = 0.5
 
 
@@ -279,11 +282,30 @@ def _ms(began: float, ended: float) -> float:
     return (ended - began) * 1000
 
 
+def await_calm(patience: float) -> bool:
+    """Wait until nobody else keeps the machine busy, or until patience is over; whether it is calm."""
+    until = time.monotonic() + patience
+    while True:
+        idle, everything = _cpu_times()
+        time.sleep(LOOK)
+        idle_now, everything_now = _cpu_times()
+        if 1 - (idle_now - idle) / (everything_now - everything) <= CALM:
+            return True
+        if time.monotonic() > until:
+            return False
+
+
+def _cpu_times() -> tuple[int, int]:
+    """Idle ticks and all ticks of all cores."""
+    ticks = [int(each) for each in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
+
+
 @contextlib.contextmanager
 def bench(trace: bool) -> Iterator[Bench]:
     """A lab of our own with everything warm."""
-    name = f"bench-{os.getpid()}"
-    lab = Lab(name)
+    end_dead_labs()
+    lab = Lab(lab_name(os.getpid()))
     try:
         lab.up(1)
         moments = Moments()
@@ -320,6 +342,9 @@ def main() -> int:
         prog="python -m bench.lifecycle", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=11, help="measured rounds after one that warms up (default: 11)")
+    parser.add_argument(
+        "--calm", type=float, default=15.0, help="seconds to wait, before each life, for a calm machine (default: 15)"
+    )
     parser.add_argument("--trace", action="store_true", help="print when each event of an API operation was known")
     arguments = parser.parse_args()
     print(f"{machine()}\n", flush=True)
@@ -330,12 +355,16 @@ def main() -> int:
             ("direct", it.by_direct_calls),
             ("CLI", it.by_cli),
         ]
+        restless = 0
         for number in range(arguments.rounds + 1):
             turn = number % len(ways)
             for way, live in ways[turn:] + ways[:turn]:
+                restless += not await_calm(arguments.calm)
                 life = live(f"{way.lower()}-{number}")
                 if number:
                     lives[way].append(life)
+    if restless:
+        print(f"The machine was not calm before {restless} of {3 * (arguments.rounds + 1)} lives.\n")
     return report(lives)
 
 

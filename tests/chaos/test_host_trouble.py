@@ -11,19 +11,22 @@ from tests.chaos.traffic import (
     head,
 )
 from tests.integration.lab_fixtures import Site, needs_lab, until
+from vmorch.core.operation import MAX_ATTEMPTS
 
 pytestmark = [*needs_lab, pytest.mark.timeout(300)]
 
-RESTARTS = 5
+RESTARTS = MAX_ATTEMPTS - 1
+"""Of each host's daemon: one fewer than the interruptions that an operation's step survives."""
 
 
 def test_operations_outlive_a_libvirt_daemon_that_dies(site: Site) -> None:
     after = head(site)
     steady = site.api.create("steady", placing={"host": "hv-01"})
-    host = site.host("hv-01")
     with Traffic(site, secrets.randbits(32)) as traffic:
-        for _ in range(RESTARTS):
-            traffic.goes_on(3)
+        for restart in range(RESTARTS * len(site.lab.hosts)):
+            # the other streams are in the middle of something when one operation ends
+            traffic.goes_on(1)
+            host = site.lab.hosts[restart % len(site.lab.hosts)]
             host.kill("libvirtd")
             host.start("libvirtd")
         traffic.goes_on(6)
@@ -31,7 +34,10 @@ def test_operations_outlive_a_libvirt_daemon_that_dies(site: Site) -> None:
     assert_shown_is_what_is(site)
     assert site.api.vm(steady)["state"] == "running"
     assert site.boots("hv-01", steady) == 1
-    traffic.assert_all_succeeded()
+    # a daemon that comes back ends a QEMU which it finds half started; such a guest is told as crashed, never
+    # started a second time on a guess
+    failed = {(one["code"], one["message"]) for one in traffic.ended if one["state"] != "succeeded"}
+    assert failed <= {("not-ready", "the guest is crashed: crashed")}
     assert_journals_are_drained(site, after)
 
 

@@ -1,8 +1,8 @@
 """Postgres, NATS, the network and the server go away and come back: callers are told, and what was begun ends."""
 
-import os
 import secrets
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,17 +29,11 @@ OUTAGE = 10.0
 CREATE = ("--image", "blank", "--memory", "64Mi", "--ready", "none")
 
 
-def control_processes(site: Site, program: str) -> list[ProcessId]:
-    """The processes of the control namespace whose program is called so."""
-    found = []
-    for pid in site.lab.control.container.processes():
-        arguments = command_line(pid)
-        # a Postgres backend shows what it does in place of its arguments
-        if arguments and os.path.basename(arguments[0].split(":")[0].split(" ")[0]) == program:
-            process = identify(pid)
-            if process is not None:
-                found.append(process)
-    assert found, f"no {program} runs in the control namespace"
+def control_processes(site: Site, words: str) -> list[ProcessId]:
+    """The processes of the control namespace with these words in their command line."""
+    pids = [pid for pid in site.lab.control.container.processes() if words in " ".join(command_line(pid))]
+    found = [process for pid in pids if (process := identify(pid)) is not None]
+    assert found, f"no {words} runs in the control namespace"
     return found
 
 
@@ -75,28 +69,27 @@ def traffic_that_survives(site: Site) -> Iterator[Traffic]:
     assert_journals_are_drained(site, after)
 
 
-def answer_or_plain_words(site: Site, *arguments: str) -> None:
-    """During an outage a command either waits and succeeds, or ends soon with exit code 7 and says what is away."""
-    process = site.cli.start(*arguments)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode in (0, 7), (process.returncode, out, err)
-    if process.returncode == 7:
+def assert_done_or_plainly_told(command: subprocess.Popen[str]) -> None:
+    """A command given during an outage has waited and succeeded, or says what is away and exits with 7."""
+    _, err = command.communicate(timeout=120)
+    assert command.returncode in (0, 7), (command.returncode, err)
+    if command.returncode == 7:
         assert "error[log-unavailable]" in err or "error[server-unreachable]" in err, err
 
 
 def test_operations_outlive_a_postgres_that_hangs(site: Site) -> None:
     with traffic_that_survives(site):
         with stopped(site, "postgres"):
-            answer_or_plain_words(site, "vm", "create", "during", *CREATE)
+            waiting = site.cli.start("vm", "create", "during", *CREATE)
+        assert_done_or_plainly_told(waiting)
         site.cli.run("vm", "create", "after", *CREATE)
 
 
 def test_operations_outlive_a_crash_of_postgres(site: Site) -> None:
     with traffic_that_survives(site):
         # the death of one backend makes the others' memory suspect: Postgres ends them all and recovers from its log
-        backends = [one for one in control_processes(site, "postgres") if "vmorch_server" in command_line(one.pid)[0]]
-        send_signal(backends[0], signal.SIGKILL)
-        answer_or_plain_words(site, "vm", "create", "during", *CREATE)
+        send_signal(control_processes(site, "postgres: vmorch_server")[0], signal.SIGKILL)
+        assert_done_or_plainly_told(site.cli.start("vm", "create", "during", *CREATE))
         until(lambda: site.api.get("/v1/status")["postgres"], 60, "Postgres's return")
         site.cli.run("vm", "create", "after", *CREATE)
 
@@ -137,3 +130,16 @@ def test_operations_outlive_a_restart_of_the_control_plane(site: Site) -> None:
         _, err = waiting.communicate(timeout=120)
         assert (waiting.returncode, "error[not-ready]" in err) == (1, True), err
         assert site.api.vm("during")["state"] == "running"
+
+
+@pytest.mark.parametrize("victim", ["vmorch.main run", "nats-server"])
+def test_operations_outlive_a_crash_of_the_control_plane(site: Site, victim: str) -> None:
+    with traffic_that_survives(site):
+        for process in control_processes(site, victim):
+            send_signal(process, signal.SIGKILL)
+        # the lab's supervisor takes the rest down, in order, when one of its processes ends
+        until(lambda: "control" not in site.lab.control.container.daemons(), 60, "the end of the control plane")
+        site.cli.run("vm", "list", exits=7)
+        site.lab.control.start_control_plane()
+        site.connected()
+        site.cli.run("vm", "create", "after", *CREATE)

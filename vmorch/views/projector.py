@@ -28,7 +28,8 @@ logger = structlog.get_logger()
 NAME = "read-models"
 BATCH = 5000
 CHUNK = 2000
-
+SPACING = 0.02
+"""Seconds between two writes: what comes meanwhile shares the next one, and operations do not wait for a write each."""
 
 _CHECKPOINT = text(
     "INSERT INTO vmorch.checkpoints (projection, position, updated_at) VALUES (:name, :position, now())"
@@ -104,6 +105,8 @@ class Projector:
                 if fresh:
                     await self._write(changed)
                     await self._advance()
+            if fresh:
+                await asyncio.sleep(SPACING)
 
     async def reached(self, position: Position, seconds: float) -> bool:
         """Whether the models stand at `position` or beyond within that time."""
