@@ -169,8 +169,8 @@ def test_a_full_disk_is_told_and_nothing_is_left_on_it(site: Site, tmp_path: Pat
         assert refusal(site.cli.run(*arguments, exits=1))[0] == "disk-full"
         assert site.host("hv-02").run(["find", "/srv/vmorch/local", "-type", "f"]).stdout == ""
         # room for the image, but not for what its disk may become
-        arguments = ("vm", "create", "web", *CREATE, "--host", "hv-02", "--no-start")
-        assert refusal(site.cli.run(*arguments, exits=1))[0] == "disk-full"
+        output = site.cli.run("vm", "create", "web", *CREATE, "--host", "hv-02", "--no-start", exits=1)
+        assert refusal(output)[0] == "disk-full"
     site.assert_empty()
     site.api.create("web", placing={"host": "hv-02"})
     site.clean()

@@ -9,7 +9,7 @@ from vmorch.bus.bus import Bus
 from vmorch.bus.keys import verifier
 from vmorch.core.aggregates.host import HostEvent, HostReachable, HostUnreachable
 from vmorch.core.errors import Rejected
-from vmorch.core.ids import HostId, stream
+from vmorch.core.ids import HostId, SessionId, stream
 from vmorch.core.operation import Change, change
 from vmorch.engine.recorder import Recorder
 from vmorch.log.errors import LogError
@@ -29,6 +29,8 @@ class Liveness:
         self.recorder = recorder
         self.bus = bus
         self._heard: dict[HostId, float] = {}
+        self._known: dict[HostId, tuple[SessionId | None, str]] = {}
+        """Session and agent's state as of the last judgement."""
 
     async def handle(self, subject: str, _reply: str, data: bytes) -> bytes | None:
         """Note a heartbeat; one of an earlier session or with a wrong signature is not noted."""
@@ -62,6 +64,11 @@ class Liveness:
     async def _judge(self, now: float, since: float) -> None:
         fleet = self.recorder.world.fleet
         for host in list(fleet.hosts.values()):
+            known = (host.session, host.agent)
+            if host.agent == "connected" and self._known.get(host.id) != known:
+                # whoever has just said hello is heard, although its first heartbeat is still to come
+                self._heard[host.id] = now
+            self._known[host.id] = known
             silent = now - max(self._heard.get(host.id, since), since)
             verdict: HostEvent | None = None
             if host.agent == "connected" and silent > SILENT:
