@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from deploy.lab import network, state
 from deploy.lab.container import Container, Plan, wait_for
@@ -19,6 +20,7 @@ from deploy.lab.process import kill_and_wait
 SERVER_URL = f"http://{network.CONTROL_ADDRESS}:8650"
 _NATS = f"{network.CONTROL_ADDRESS}:4222"
 _SERVER_SECONDS = 120.0
+_AGENT_SECONDS = 60.0
 
 _SERVER_CONF = """\
 [server]
@@ -159,17 +161,29 @@ class ControlNode:
 
     def register_host(self, name: str) -> str:
         """Announce a host to the control plane; returns the token with which its agent may enrol once."""
+        return str(self._ask("POST", "/v1/hosts", {"name": name})["token"])
+
+    def await_agents(self, hosts: list[str]) -> None:
+        """Return when the agents of these hosts are connected, so that VMs can be placed on them."""
+
+        def connected() -> bool:
+            items = self._ask("GET", "/v1/hosts?limit=10000")["items"]
+            return set(hosts) <= {each["name"] for each in items if each["agent"] == "connected"}
+
+        wait_for(connected, _AGENT_SECONDS, f"agents of {', '.join(hosts)}")
+
+    def _ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         connection = UnixConnection(self.api_socket, timeout=30)
         try:
             headers = {"Authorization": f"Bearer {self.admin_token()}", "Content-Type": "application/json"}
-            connection.request("POST", "/v1/hosts", json.dumps({"name": name}), headers)
-            answer = connection.getresponse()
-            body = answer.read()
+            connection.request(method, path, None if body is None else json.dumps(body), headers)
+            response = connection.getresponse()
+            answer: dict[str, Any] = json.loads(response.read())
         finally:
             connection.close()
-        if answer.status >= 300:
-            raise LabError(f"the server refused host {name}: {answer.status} {body.decode(errors='replace')}")
-        return str(json.loads(body)["token"])
+        if response.status >= 300:
+            raise LabError(f"{method} {path} was refused: {answer.get('detail', response.reason)}")
+        return answer
 
 
 def _require_traversable(directory: Path) -> None:

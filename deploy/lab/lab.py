@@ -129,7 +129,8 @@ class Lab:
                 if not host.is_enrolled():
                     host.enrol(SERVER_URL, self.control.register_host(host.name))
                 host.start("agent")
-                self._say(f"{host.name}: agent enrolled and started")
+            self.control.await_agents([host.name for host in hosts])
+            self._say("agents connected")
 
     def _bring_up_host(self, host: Host) -> None:
         host.directory.mkdir(exist_ok=True)

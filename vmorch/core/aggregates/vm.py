@@ -13,9 +13,9 @@ from msgspec.structs import replace
 
 from vmorch.core.aggregates.host import Host
 from vmorch.core.errors import Rejected
-from vmorch.core.hostcommands import Failed, Observed, Power
+from vmorch.core.hostcommands import AwaitReady, Failed, Observed, Power, StartDomain
 from vmorch.core.ids import HostId, MiB, OperationId, VmId, stream
-from vmorch.core.messages import Command, Event, message
+from vmorch.core.messages import Command, Event, HostCommand, message
 from vmorch.core.operation import (
     Change,
     Finish,
@@ -24,6 +24,7 @@ from vmorch.core.operation import (
     Progress,
     Step,
     change,
+    step,
     step_done,
     step_failed,
 )
@@ -316,6 +317,18 @@ def see(vm: Vm, seen: Observed, at: datetime) -> Vm:
     )
 
 
+def boot(vm: VmId, spec: VmSpec, host: HostId, undo: HostCommand | None = None) -> tuple[Step, ...]:
+    """The steps that make a defined domain run and wait until it is what its spec calls ready.
+
+    A guest that does not get ready is left running: the operation is then stuck and says so.
+    """
+    started = step(host, StartDomain(vm=vm), undo=undo, deadline=120)
+    if spec.ready.by == "none":
+        return (started,)
+    ready = AwaitReady(vm=vm, ready=spec.ready, nics=spec.nics)
+    return (started, step(host, ready, keep=True, deadline=spec.ready.within + 15))
+
+
 def admit(vm: Vm, command: VmCommand, host: Host) -> Plan:
     """The plan of a command, after the guards that hold for every one of them.
 
@@ -361,7 +374,7 @@ def open_operation(
     """
     if not plan.steps:
         return plan.opening
-    started = OperationStarted(
+    opened = OperationStarted(
         operation=operation,
         verb=verb,
         steps=plan.steps,
@@ -372,7 +385,7 @@ def open_operation(
         reason=reason,
         position=position,
     )
-    return (*plan.opening, change(stream("vm", vm), started))
+    return (*plan.opening, change(stream("vm", vm), opened))
 
 
 def close_operation(vm: Vm, operation: Operation, end: Finish) -> tuple[Change, ...]:

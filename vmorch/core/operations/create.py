@@ -6,16 +6,14 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from vmorch.core.aggregates.host import CapacityReleased, CapacityReserved, Host, Reservation
-from vmorch.core.aggregates.vm import VmCreated, VmDeleted
+from vmorch.core.aggregates.vm import VmCreated, VmDeleted, boot
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import (
-    AwaitReady,
     CreateDisk,
     DefineDomain,
     DeleteDisk,
     DeleteSeed,
     FetchImage,
-    StartDomain,
     StopDomain,
     UndefineDomain,
     WriteSeed,
@@ -160,14 +158,5 @@ def _steps(vm: VmId, spec: VmSpec, host: Host, *, start: bool) -> list[Step]:
         steps.append(step(host.id, seed, undo=DeleteSeed(vm=vm)))
     steps.append(step(host.id, DefineDomain(vm=vm, spec=spec), undo=UndefineDomain(vm=vm)))
     if start:
-        cut = StopDomain(vm=vm, grace=0, force=True)
-        steps.append(step(host.id, StartDomain(vm=vm), undo=cut, deadline=120))
-        steps.append(
-            step(
-                host.id,
-                AwaitReady(vm=vm, ready=spec.ready, nics=spec.nics),
-                keep=True,
-                deadline=spec.ready.within + 15,
-            )
-        )
+        steps.extend(boot(vm, spec, host.id, undo=StopDomain(vm=vm, grace=0, force=True)))
     return steps

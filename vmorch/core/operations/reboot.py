@@ -9,8 +9,8 @@ from typing import Annotated
 from msgspec import Meta
 
 from vmorch.core.aggregates.host import Host
-from vmorch.core.aggregates.vm import Vm, VmCommand
-from vmorch.core.hostcommands import AwaitReady, StartDomain, StopDomain
+from vmorch.core.aggregates.vm import Vm, VmCommand, boot
+from vmorch.core.hostcommands import StartDomain, StopDomain
 from vmorch.core.messages import message
 from vmorch.core.operation import Plan, step
 from vmorch.core.spec import Graceful
@@ -30,12 +30,5 @@ class RebootVm(VmCommand, frozen=True, kw_only=True):
     def plan(self, vm: Vm, host: Host) -> Plan:
         assert vm.spec is not None
         stop = StopDomain(vm=vm.id, grace=self.grace, force=self.force)
-        start = StartDomain(vm=vm.id)
-        ready = AwaitReady(vm=vm.id, ready=vm.spec.ready, nics=vm.spec.nics)
-        return Plan(
-            steps=(
-                step(host.id, stop, undo=start, deadline=self.grace + 60),
-                step(host.id, start, deadline=120),
-                step(host.id, ready, keep=True, deadline=vm.spec.ready.within + 15),
-            )
-        )
+        stopped = step(host.id, stop, undo=StartDomain(vm=vm.id), deadline=self.grace + 60)
+        return Plan(steps=(stopped, *boot(vm.id, vm.spec, host.id)))
