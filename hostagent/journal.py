@@ -48,7 +48,9 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITH
 """
 
 Admission = Literal["new", "known", "stale-epoch"]
-MetaKey = Literal["incarnation", "left-incarnations", "regressed", "position", "machine-id", "host-key", "unmanaged"]
+MetaKey = Literal[
+    "incarnation", "left-incarnations", "regressed", "position", "machine-id", "host-key", "unmanaged", "sessions"
+]
 
 _encode = msgspec.json.encode
 _answer = msgspec.json.Decoder(Answer)
@@ -225,6 +227,12 @@ class Journal:
         """What was last told of every domain."""
         with self._lock:
             return self._all_seen()
+
+    def next_session(self) -> int:
+        """The number of a new session: one more than any before."""
+        number = int(self.meta("sessions") or 0) + 1
+        self.set_meta("sessions", str(number))
+        return number
 
     def meta(self, key: MetaKey) -> str | None:
         """A remembered value."""

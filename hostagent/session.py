@@ -92,8 +92,9 @@ class Session:
             await self._link_up.wait()
             self._renew = self._greeted = False
             self.id = SessionId(self._effects.new_id())
+            number = await self._effects.blocking.run(self._journal.next_session)
             try:
-                await self._greet(bus, self.id)
+                await self._greet(bus, self.id, number)
                 while True:
                     await self._tell_next(bus, self.id)
             except Ended as end:
@@ -114,13 +115,13 @@ class Session:
                     _log.debug("heartbeat not sent", code=error.code)
             await asyncio.sleep(HEARTBEAT_EVERY)
 
-    async def _greet(self, bus: Bus, session: SessionId) -> None:
+    async def _greet(self, bus: Bus, session: SessionId, number: int) -> None:
         facts = await self._facts()
         await self._effects.blocking.run(lambda: self._pins.check_machine(facts.machine_id))
         look = await self._watching.ask_inventory()
         hello = Hello(
+            number=number,
             facts=facts,
-            incarnation=self._pins.incarnation,
             domains=look.domains,
             unmanaged=tuple(sorted(look.unmanaged)),
         )

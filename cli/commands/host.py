@@ -300,15 +300,17 @@ def overcommit(session: Session, /, name: str, **ratios: float | None) -> None:
 
 @verb(
     "retire",
-    examples=("vmorch host retire hv-03", "vmorch host retire hv-03 --yes -m decommissioned"),
-    help="Take an empty host out of the cluster for good.",
+    examples=("vmorch host retire hv-03", 'vmorch host retire hv-03 --lost -m "burnt down"'),
+    help="Take a host out of the cluster for good.",
 )
 @_host_argument
+@click.option("--lost", is_flag=True, help="It is gone for ever: give its VMs up with it. Needs --reason.")
 @change_options(confirms=True, waits=False, plans=False)
 @click.pass_obj
-def retire(session: Session, /, name: str, yes: bool) -> None:
+def retire(session: Session, /, name: str, lost: bool, yes: bool) -> None:
     session.demand_reason()
-    session.confirm(
-        f"retire {name}: it can come back only as a new host", name, yes=yes, asked_for="host's name"
-    )
-    record(session, f"/v1/hosts/{quote(name)}/retire", {}, "{name} is retired (event {position})")
+    what = f"retire {name}: it can come back only as a new host"
+    if lost:
+        what = f"give {name} up as lost, and every VM that stands on it"
+    session.confirm(what, name, yes=yes, asked_for="host's name")
+    record(session, f"/v1/hosts/{quote(name)}/retire", {"lost": lost}, "{name} is retired (event {position})")

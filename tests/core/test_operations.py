@@ -7,7 +7,7 @@ import pytest
 
 from tests.core.drive import drive, well
 from tests.core.world import WHO, History, asked
-from vmorch.core.aggregates.vm import CancelRequested, Vm, VmCommand, VmObserved
+from vmorch.core.aggregates.vm import CancelRequested, StepTimedOut, Vm, VmCommand, VmObserved
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, Failed, Observed
 from vmorch.core.ids import MiB, OperationId, VmId, stream
@@ -241,3 +241,32 @@ def test_every_step_of_every_operation_can_fail_and_the_operation_ends(kind: str
 
 def test_mac_addresses_are_stable_and_differ_by_card() -> None:
     assert mac_address(VmId("a"), 0) == mac_address(VmId("a"), 0) != mac_address(VmId("a"), 1)
+
+
+def test_a_second_resize_does_not_reach_beyond_what_the_running_domain_was_started_with(history: History) -> None:
+    vm = running(history, max_vcpus=2)
+    begin(history, vm.id, ResizeVm(vcpus=4))
+    drive(history, vm.id)
+    begin(history, vm.id, ResizeVm(vcpus=3))
+    operation = history.fleet.vms[vm.id].operations[history.fleet.vms[vm.id].active]  # type: ignore[index]
+    assert [step.label for step in operation.steps] == ["define"]
+
+
+def test_a_resize_that_got_stuck_can_be_asked_for_again(history: History) -> None:
+    vm = running(history)
+    begin(history, vm.id, ResizeVm(memory=MiB(4096)))
+    operation = history.fleet.vms[vm.id].active
+    assert operation is not None
+    late = StepTimedOut(operation=operation, index=0, message="silent")
+    history.record(stream("vm", vm.id), late)
+    assert drive(history, vm.id).outcome == "stuck"
+    begin(history, vm.id, ResizeVm(memory=MiB(512)))
+    drive(history, vm.id)
+    assert history.fleet.hosts[vm.host].reservations[vm.id].memory == 512  # type: ignore[index]
+
+
+def test_more_user_data_than_a_message_holds_is_refused(history: History) -> None:
+    keys = tuple("ssh-ed25519 " + "A" * 16000 for _ in range(30))
+    with pytest.raises(Rejected) as caught:
+        history.create(asked("web", ssh_keys=keys))
+    assert caught.value.code == "bad-spec"

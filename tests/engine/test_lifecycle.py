@@ -5,18 +5,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.cluster import OPERATOR, Cluster, cluster, until
+from tests.engine.cluster import CLUSTER, OPERATOR, Cluster, cluster, until
+from vmorch.bus.keys import verifier
 from vmorch.core.aggregates.host import HostUnreachable
 from vmorch.core.codec import decode
 from vmorch.core.errors import Rejected
-from vmorch.core.hostcommands import Failed
-from vmorch.core.ids import MiB, Position, RequestId
+from vmorch.core.hostcommands import Done, Failed, Observed
+from vmorch.core.ids import MiB, Position, RequestId, SessionId, stream
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.operations.delete import DeleteVm
 from vmorch.core.operations.rename import RenameVm
 from vmorch.core.operations.start import StartVm
 from vmorch.core.operations.stop import StopVm
+from vmorch.core.records import Append, NewEvent, StreamAppend
 from vmorch.engine.caller import Caller
+from vmorch.engine.reports import order_id
+from vmorch.wire import subjects
+from vmorch.wire.envelopes import Answered, Confirmation, Hello, Report, Seen, seal, unseal
 
 pytestmark = pytest.mark.anyio
 
@@ -171,3 +176,89 @@ async def test_a_repeated_token_request_gives_the_same_secret_and_one_token(tmp_
         answers = [await made.control.create_token("bob", "viewer", None, caller) for _ in range(2)]
         assert answers[0] == answers[1]
         assert len(made.fleet.tokens) == 1
+
+
+async def test_a_cancel_after_the_point_of_no_return_is_refused_and_the_delete_ends(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "h1") as made:
+        accepted = await made.create("web")
+        await made.over(accepted.operation)  # type: ignore[arg-type]
+        host = made.host("h1")
+        host.hypervisor.hang_next("host.undefine-domain")
+        deleting = await made.control.on_vm("web", DeleteVm(), OPERATOR)
+        await until(lambda: host.hypervisor.begun["host.undefine-domain"])
+        with pytest.raises(Rejected) as caught:
+            await made.control.cancel(deleting.operation, OPERATOR)  # type: ignore[arg-type]
+        assert caught.value.code == "point-of-no-return"
+        host.hypervisor.release()
+        assert (await made.over(deleting.operation)).outcome == "succeeded"  # type: ignore[arg-type]
+
+
+async def test_a_host_that_is_gone_for_ever_is_given_up_with_its_vms(tmp_path: Path) -> None:
+    async with cluster(tmp_path) as made:
+        async with made.host("h1").agent():
+            await until(lambda: any(each.agent == "connected" for each in made.fleet.hosts.values()))
+            accepted = await made.create("web")
+            await made.over(accepted.operation)  # type: ignore[arg-type]
+            with pytest.raises(Rejected) as caught:
+                await made.control.on_host("h1", "retire", {"lost": True}, OPERATOR)
+            assert caught.value.code == "host-connected"
+        await until(lambda: next(iter(made.fleet.hosts.values())).agent == "unreachable", 30)
+        with pytest.raises(Rejected) as caught:
+            await made.control.on_host("h1", "retire", {}, OPERATOR)
+        assert caught.value.code == "host-not-empty"
+        await made.control.on_host("h1", "retire", {"lost": True}, OPERATOR)
+        with pytest.raises(Rejected, match="no vm"):
+            made.vm("web")
+        again, _, _ = await made.control.invite_host("h1", OPERATOR)
+        assert again.name == "h1"
+
+
+async def test_an_unreadable_event_stops_its_vm_and_nothing_else(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "h1") as made:
+        for name in ("web", "shop"):
+            await made.over((await made.create(name)).operation)  # type: ignore[arg-type]
+        web = made.vm("web")
+        alien = NewEvent(kind="vm.from-the-future", schema=1, data=b"{}", meta=b'{"actor":"x"}')
+        at = stream("vm", web.id)
+        await made.log.append(Append(streams=(StreamAppend(stream=at, expected=web.version, events=(alien,)),)))
+        assert (await made.do("shop", StopVm())).outcome == "succeeded"
+        with pytest.raises(Rejected, match="unreadable"):
+            await made.control.on_vm("web", StopVm(), OPERATOR)
+        made.bus.cut("h1")
+        made.bus.heal("h1")
+        assert (await made.do("shop", StartVm())).outcome == "succeeded"
+
+
+async def test_an_old_hello_cannot_end_a_newer_session(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "h1") as made:
+        host = next(iter(made.fleet.hosts.values()))
+        hello = Hello(number=0, facts=made.host("h1").facts, domains={})
+        old = Report(host=host.id, session=SessionId("older"), through=0, items=(hello,))
+        subject = subjects.report(CLUSTER, host.id)
+        answer = await made.control.reports.handle(subject, "", seal(old, made.host("h1").keys))
+        assert answer is not None
+        confirmation: Confirmation = unseal(answer, Confirmation, verifier(made.keys.server.public))
+        assert confirmation.code == "stale-session"
+        assert made.fleet.hosts[host.id].session == host.session
+
+
+async def test_what_is_seen_after_an_answer_in_the_same_report_is_recorded(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "h1") as made:
+        host = made.host("h1")
+        accepted = await made.create("web")
+        await made.over(accepted.operation)  # type: ignore[arg-type]
+        await made.do("web", StopVm())
+        host.hypervisor.hang_next("host.start-domain")
+        starting = await made.control.on_vm("web", StartVm(), OPERATOR)
+        await until(lambda: host.hypervisor.begun["host.start-domain"] == 2)
+        operation = made.operation(starting.operation)  # type: ignore[arg-type]
+        answered = Answered(
+            id=order_id(operation.id, 0, undo=False, attempt=1),
+            answer=Done(observed=Observed(power="running", vcpus=1, memory=MiB(512))),
+        )
+        seen = Seen(vm=made.vm("web").id, observed=Observed(power="off", reason="crashed"))
+        owner = next(iter(made.fleet.hosts.values()))
+        report = Report(host=owner.id, session=owner.session, through=1, items=(answered, seen))  # type: ignore[arg-type]
+        await made.control.reports.handle(subjects.report(CLUSTER, owner.id), "", seal(report, host.keys))
+        assert made.vm("web").power == "off"
+        host.hypervisor.release()

@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from vmorch.core.ids import Position, Stream
-from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS, Command, Event, HostCommand, Message, Meta
+from vmorch.core.messages import EVENTS, HOST_COMMANDS, Event, HostCommand, Message, Meta
 from vmorch.core.records import NewEvent, Recorded
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
@@ -93,11 +93,6 @@ def unpack_host_command(packed: Packed) -> HostCommand:
 def unpack_event(packed: Packed) -> Event:
     """The event inside. Raises Unreadable."""
     return _unpack(packed, EVENTS)
-
-
-def unpack_command(packed: Packed) -> Command:
-    """The command inside. Raises Unreadable."""
-    return _unpack(packed, COMMANDS)
 
 
 def _unpack(packed: Packed, table: Mapping[str, type[T]]) -> T:

@@ -46,7 +46,9 @@ CODES: dict[str, Code] = {
     "vm-gone": Code(409, 6, "The VM was deleted", "Nothing can be done to a deleted VM."),
     "already-so": Code(409, 6, "Nothing to do", "The object is already in the state asked for."),
     "already-over": Code(409, 6, "The operation is over", "A finished operation can be neither cancelled nor changed."),
+    "point-of-no-return": Code(409, 6, "Too late to take back", "A step that cannot be undone is done; the operation is carried through."),
     "host-offline": Code(409, 7, "The host is unreachable", "The VM's host is not connected now; nothing was begun."),
+    "host-connected": Code(409, 6, "The host is connected", "Only a host that is gone can be given up as lost; move or delete its VMs instead."),
     "host-not-empty": Code(409, 6, "VMs stand on the host", "A host is retired only when no capacity of it is promised."),
     "no-host-fits": Code(409, 6, "No host can take the VM", "Placement refused every host; the reasons are listed per host."),
     "no-capacity": Code(409, 6, "The host is full", "What is asked for does not fit beside what is promised to others."),
@@ -72,6 +74,7 @@ CODES: dict[str, Code] = {
     "server-disk-full": Code(507, 7, "The server's disk is full", "The image could not be stored."),
     # outcomes of operations, as hosts report them
     "cancelled": Code(409, 1, "Cancelled", "The operation was cancelled and what it had done was taken back."),
+    "host-lost": Code(409, 1, "The host was given up", "An operator declared the host lost; the operation ended with it."),
     "host-silent": Code(504, 7, "The host did not answer in time", "What became of the step is not known until the host is heard again; deleting the VM cleans up in any case."),
     "deadline-passed": Code(504, 1, "The step took too long", "The host gave the step up when its time was over."),
     "interrupted": Code(500, 1, "The agent was interrupted repeatedly", "The agent stopped in the middle of the step more often than it is tried again."),

@@ -130,7 +130,7 @@ def names_touched(fleet: Fleet, changes: Iterable[Change]) -> tuple[tuple[NameCl
         taken = _name_taken(event)
         if taken is not None:
             claims.append(NameClaim(scope=_scope(each.stream), name=taken, stream=each.stream))
-        held = _name_held(fleet, each.stream)
+        held = name_held(fleet, each.stream)
         if held and isinstance(event, VmDeleted | VmRenamed | HostRetired | ImageRemoved | TokenRevoked):
             releases.append(NameClaim(scope=_scope(each.stream), name=held, stream=each.stream))
     return tuple(claims), tuple(releases)
@@ -142,7 +142,8 @@ def _name_taken(event: Event) -> str | None:
     return None
 
 
-def _name_held(fleet: Fleet, stream: Stream) -> str:
+def name_held(fleet: Fleet, stream: Stream) -> str:
+    """The name that the subject of a stream has; empty if it is not known."""
     kind, id = split_stream(stream)
     held: Vm | Host | Image | Token | None = None
     match kind:

@@ -119,11 +119,13 @@ def next_action(steps: tuple[Step, ...], seen: Progress) -> Send | Withdraw | Fi
     """What to do now. Total: every progress has exactly one answer, and every path of answers ends."""
     if seen.timed_out:
         return Finish("stuck", "host-silent", seen.timed_out)
+    committed = any(each.commits for each in steps[: seen.done])
     if seen.failed is None:
         if seen.done == len(steps):
             return Finish("succeeded")
-        return Withdraw(seen.done) if seen.cancel else Send(seen.done)
-    if any(each.commits for each in steps[: seen.done]) or (steps[seen.done].keep and not seen.cancel):
+        # what cannot be taken back any more is carried through, cancelled or not
+        return Withdraw(seen.done) if seen.cancel and not committed else Send(seen.done)
+    if committed or (steps[seen.done].keep and not seen.cancel):
         return Finish("stuck", seen.failed.code, seen.failed.message)
     if seen.undo_failed is not None:
         return Finish("stuck", seen.undo_failed.code, seen.undo_failed.message)
@@ -147,4 +149,4 @@ def step_failed(seen: Progress, index: int, failure: Failed, *, undo: bool) -> P
         return replace(seen, attempt=seen.attempt + 1)
     if undo:
         return replace(seen, undo_failed=failure)
-    return replace(seen, failed=failure) if index == seen.done and seen.failed is None else seen
+    return replace(seen, failed=failure, attempt=1) if index == seen.done and seen.failed is None else seen

@@ -3,19 +3,19 @@
 The API, the read models and the past all show these, so that they cannot differ. Additive within v1.
 """
 
+import hashlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from vmorch.core.aggregates.host import Capacity, Host
 from vmorch.core.aggregates.image import Image
 from vmorch.core.aggregates.token import Token
 from vmorch.core.aggregates.vm import Operation, Vm
-from vmorch.core.codec import Fact
 from vmorch.core.fleet import Fleet
-from vmorch.core.ids import split_stream
 from vmorch.core.spec import HostFacts, VmSpec
 
 
@@ -150,6 +150,20 @@ class EventResource(Struct, frozen=True, kw_only=True):
     data: Any
 
 
+def veiled(data: Any) -> Any:
+    """Plain data in which every `user_data` is replaced by its size and digest: it may hold a guest's secrets."""
+    if isinstance(data, dict):
+        return {key: _veil(value) if key == "user_data" else veiled(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [veiled(each) for each in data]
+    return data
+
+
+def _veil(text: Any) -> str:
+    raw = str(text).encode()
+    return f"({len(raw)} bytes, sha256 {hashlib.sha256(raw).hexdigest()[:12]})" if raw else ""
+
+
 def vm_resource(fleet: Fleet, vm: Vm) -> VmResource:
     """A VM of the fleet, which must have been created."""
     assert vm.spec is not None
@@ -179,7 +193,7 @@ def vm_resource(fleet: Fleet, vm: Vm) -> VmResource:
         version=vm.version,
         created_at=vm.created_at,
         observed_at=vm.observed_at,
-        spec=vm.spec,
+        spec=_shown(vm.spec),
     )
 
 
@@ -193,6 +207,12 @@ DOING = {
     "delete": "deleting",
     "resize": "resizing",
 }
+
+
+def _shown(spec: VmSpec) -> VmSpec:
+    if spec.seed is None or not spec.seed.user_data:
+        return spec
+    return replace(spec, seed=replace(spec.seed, user_data=_veil(spec.seed.user_data)))
 
 
 def _vm_state(vm: Vm, active: Operation | None, reachable: bool) -> str:
@@ -232,7 +252,7 @@ def operation_resource(fleet: Fleet, vm: Vm, operation: Operation) -> OperationR
         message=operation.message or (progress.failed.message if progress.failed else ""),
         actor=operation.actor,
         reason=operation.reason,
-        arguments=operation.arguments,
+        arguments=veiled(operation.arguments),
         steps=tuple(steps),
         started_at=operation.started_at,
         ended_at=operation.ended_at,
@@ -306,24 +326,4 @@ def token_resource(token: Token) -> TokenResource:
         created_at=token.created_at,
         expires=token.expires,
         revoked=token.revoked,
-    )
-
-
-def event_resource(fact: Fact, data: Any, subject_name: str) -> EventResource:
-    """A recorded event with its fields as plain data."""
-    return EventResource(
-        position=fact.position,
-        time=fact.recorded_at,
-        kind=fact.event.kind,
-        schema=fact.event.schema,
-        subject=fact.stream,
-        subject_name=subject_name or split_stream(fact.stream)[1],
-        version=fact.version,
-        actor=fact.meta.actor,
-        reason=fact.meta.reason,
-        operation=fact.meta.operation,
-        causation=fact.meta.causation,
-        correlation=fact.meta.correlation,
-        request=fact.meta.request,
-        data=data,
     )

@@ -60,12 +60,18 @@ class NicSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     nameservers: Annotated[tuple[Annotated[str, Meta(pattern=ADDRESS_PATTERN)], ...], Meta(max_length=8)] = ()
 
 
+SshKeys = Annotated[tuple[Annotated[str, Meta(max_length=16384)], ...], Meta(max_length=64)]
+UserData = Annotated[str, Meta(max_length=256 * 1024)]
+MAX_SEED = 384 * 1024
+"""Bytes that user data and keys may have together: they travel in one message to the host."""
+
+
 class SeedSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """What cloud-init finds at first boot (NoCloud)."""
 
     hostname: Name
-    ssh_keys: Annotated[tuple[Annotated[str, Meta(max_length=16384)], ...], Meta(max_length=64)] = ()
-    user_data: Annotated[str, Meta(max_length=256 * 1024)] = ""
+    ssh_keys: SshKeys = ()
+    user_data: UserData = ""
 
 
 class ReadySpec(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -20,9 +20,9 @@ from vmorch.core.aggregates.token import Role
 from vmorch.core.aggregates.vm import OperationStarted, VmCommand
 from vmorch.core.codec import Fact
 from vmorch.core.errors import Rejected
-from vmorch.core.fleet import Fleet
+from vmorch.core.fleet import Fleet, name_held
 from vmorch.core.ids import HostId, ImageId, OperationId, VmId, split_stream, stream
-from vmorch.core.operation import Change, change
+from vmorch.core.operation import Change, Finish, change
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.planning.admission import Admission, Who, admit_create, admit_on_vm
 from vmorch.core.spec import LabelKey, Labels, Name
@@ -57,6 +57,12 @@ class OvercommitChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     disk: float | None = None
 
 
+class RetireChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`lost`: the host is gone for ever, and the VMs that stood on it with it."""
+
+    lost: bool = False
+
+
 class NoArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The verb takes none."""
 
@@ -81,7 +87,7 @@ class Handler:
         return await self._operate(
             "vm",
             caller,
-            fingerprint("create", command.name, command),
+            fingerprint(caller.actor, "create", command.name, command),
             lambda: admit_create(self.fleet, command, vm=vm, operation=operation, who=who),
             operation,
         )
@@ -99,7 +105,7 @@ class Handler:
         return await self._operate(
             "vm",
             caller,
-            fingerprint(command.verb, ref, command),
+            fingerprint(caller.actor, command.verb, ref, command),
             lambda: self._admit(ref, command, operation, caller),
             operation,
         )
@@ -119,7 +125,7 @@ class Handler:
             now = self.fleet.vms[vm.id]
             return [change(stream("vm", vm.id), event) for event in vms.request_cancel(now, operation)]
 
-        accepted, _ = await self._simple(vm.name, decide, caller, "cancel", operation, None)
+        accepted, _ = await self._simple(decide, caller, "cancel", operation, None)
         return msgspec.structs.replace(accepted, operation=operation)
 
     async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
@@ -130,19 +136,22 @@ class Handler:
 
         def decide() -> list[Change]:
             known = [host for host in self.fleet.hosts.values() if host.name == name and not host.retired]
-            if known and known[0].key:
-                raise Rejected("name-taken", f"a host called {name} is enrolled", hint=f"vmorch host retire {name}")
+            if known and known[0].key and known[0].agent == "connected":
+                raise Rejected("name-taken", f"a host called {name} is connected", hint=f"vmorch host describe {name}")
             expires = self.recorder.clock.now() + INVITATION
             invited = hosts.HostInvited(name=name, token_hash=_hash(token), expires=expires)
             return [change(stream("host", known[0].id if known else new), invited)]
 
-        accepted, facts = await self._simple(name, decide, caller, "invite", name, None)
+        accepted, facts = await self._simple(decide, caller, "invite", name, None)
         assert isinstance(facts[0].event, hosts.HostInvited)
         return accepted, token, facts[0].event.expires
 
     async def admit_host(self, token: str, key: str, machine_id: str) -> Host:
         """Pin the key and machine id of the host that shows its one-time token."""
         digest = _hash(token)
+        again = [host for host in self.fleet.hosts.values() if host.enrolled_by == digest and host.key == key]
+        if again and not again[0].retired:
+            return again[0]  # its answer was lost on the way
         found = [host for host in self.fleet.hosts.values() if host.invitation == digest]
         if not found:
             raise Rejected("bad-token", "this enrolment token is not valid or was used before")
@@ -158,14 +167,16 @@ class Handler:
 
     async def on_host(self, ref: str, verb: HostVerb, arguments: dict[str, Any], caller: Caller) -> Accepted:
         """Change how a host is used. Raises Rejected `bad-request` for arguments that the verb does not know."""
-        id = self.fleet.find_host(ref).id
-        name = self.fleet.hosts[id].name
         wanted = _arguments(verb, arguments)
+        if isinstance(wanted, RetireChange) and wanted.lost and not caller.reason:
+            raise Rejected("reason-missing", "giving a host up as lost needs a reason")
 
         def decide() -> list[Change]:
-            return [change(stream("host", id), event) for event in _on_host(self.fleet.hosts[id], verb, wanted)]
+            host = self.fleet.find_host(ref)
+            given_up = _given_up(self.fleet, host) if isinstance(wanted, RetireChange) and wanted.lost else []
+            return [change(stream("host", host.id), event) for event in _on_host(host, wanted)] + given_up
 
-        accepted, _ = await self._simple(name, decide, caller, verb, ref, arguments)
+        accepted, _ = await self._simple(decide, caller, verb, ref, arguments)
         return accepted
 
     async def add_image(self, event: ImageAdded, caller: Caller) -> Accepted:
@@ -178,24 +189,22 @@ class Handler:
                 raise Rejected("name-taken", f"an image called {event.name} exists")
             return [change(at, event)]
 
-        accepted, _ = await self._simple(event.name, decide, caller, "add", event.name, event)
+        accepted, _ = await self._simple(decide, caller, "add", event.name, event)
         return accepted
 
     async def remove_image(self, ref: str, caller: Caller) -> Accepted:
         """Take an image's name away. Raises Rejected `image-in-use` while living VMs stand on its bytes."""
-        image = self.fleet.find_image(ref)
-        at = stream("image", image.id)
 
         def decide() -> list[Change]:
-            now = self.fleet.images[image.id]
-            digest = now.pin.digest if now.pin else ""
+            image = self.fleet.find_image(ref)
+            digest = image.pin.digest if image.pin else ""
             users = [vm.name for vm in self.fleet.vms.values() if vm.deleted_at is None and _stands_on(vm, digest)]
             others = [i for i in self.fleet.images.values() if i.pin and i.pin.digest == digest and not i.removed]
             if users and len(others) == 1:
                 raise Rejected("image-in-use", f"{len(users)} VMs stand on it", facts={"vms": sorted(users)[:20]})
-            return [change(at, event) for event in images.remove(now)]
+            return [change(stream("image", image.id), event) for event in images.remove(image)]
 
-        accepted, _ = await self._simple(image.name, decide, caller, "remove", ref, None)
+        accepted, _ = await self._simple(decide, caller, "remove", ref, None)
         return accepted
 
     async def create_token(
@@ -206,18 +215,17 @@ class Handler:
         secret = f"vmo_{self._secret('token', caller)}"
         at = stream("token", self.ids())
         created = tokens.TokenCreated(name=name, role=role, hash=_hash(secret), expires=expires)
-        accepted, _ = await self._simple(name, lambda: [change(at, created)], caller, "create-token", name, role)
+        accepted, _ = await self._simple(lambda: [change(at, created)], caller, "create-token", name, role)
         return accepted, secret
 
     async def revoke_token(self, ref: str, caller: Caller) -> Accepted:
         """Shut a token's bearer out at once."""
-        token = self.fleet.find_token(ref)
-        at = stream("token", token.id)
 
         def decide() -> list[Change]:
-            return [change(at, event) for event in tokens.revoke(self.fleet.tokens[token.id])]
+            token = self.fleet.find_token(ref)
+            return [change(stream("token", token.id), event) for event in tokens.revoke(token)]
 
-        accepted, _ = await self._simple(token.name, decide, caller, "revoke", ref, None)
+        accepted, _ = await self._simple(decide, caller, "revoke", ref, None)
         return accepted
 
     def _secret(self, purpose: str, caller: Caller) -> str:
@@ -253,20 +261,34 @@ class Handler:
         )
 
     async def _simple(
-        self, name: str, decide: Callable[[], list[Change]], caller: Caller, verb: str, ref: str, body: Any
+        self, decide: Callable[[], list[Change]], caller: Caller, verb: str, ref: str, body: Any
     ) -> tuple[Accepted, list[Fact]]:
-        """Append what `decide` says to one stream, or find what a repeat of the request appended."""
-        print = fingerprint(verb, ref, body)
+        """Append what `decide` says, or find what a repeat of the request appended. The first event names the
+        subject."""
+        print = fingerprint(caller.actor, verb, ref, body)
         facts: list[Fact] | None = await self.recorder.repeated(caller, print)
         if facts is None:
             facts, _ = await self.recorder.record(
                 lambda: (decide(), None), lambda _: self.recorder.meta_of(caller, print=print), claim=True
             )
-        subject = split_stream(facts[0].stream)[1]
-        return Accepted(subject=subject, name=name, position=facts[-1].position), facts
+        subject, at = split_stream(facts[0].stream)[1], facts[0].stream
+        return Accepted(subject=subject, name=name_held(self.fleet, at), position=facts[-1].position), facts
 
 
-def _on_host(host: Host, verb: HostVerb, wanted: msgspec.Struct) -> list[hosts.HostEvent]:
+def _given_up(fleet: Fleet, host: Host) -> list[Change]:
+    """The VMs of a host that is gone for ever end with it, and so do their operations."""
+    found: list[Change] = []
+    for vm in fleet.vms.values():
+        if vm.host != host.id or vm.deleted_at is not None:
+            continue
+        if vm.active is not None:
+            end = Finish("stuck", "host-lost", f"{host.name} was given up as lost")
+            found += vms.close_operation(vm, vm.operations[vm.active], end)
+        found.append(change(stream("vm", vm.id), vms.VmDeleted()))
+    return found
+
+
+def _on_host(host: Host, wanted: msgspec.Struct) -> list[hosts.HostEvent]:
     match wanted:
         case CordonChange(reason=reason):
             return hosts.cordon(host, reason)
@@ -283,8 +305,10 @@ def _on_host(host: Host, verb: HostVerb, wanted: msgspec.Struct) -> list[hosts.H
             if ratios == host.overcommit:
                 raise Rejected("already-so", f"{host.name} has these ratios already")
             return [hosts.OvercommitSet(overcommit=ratios)]
+        case RetireChange(lost=lost):
+            return hosts.retire(host, lost=lost)
         case _:
-            return hosts.uncordon(host) if verb == "uncordon" else hosts.retire(host)
+            return hosts.uncordon(host)
 
 
 ARGUMENTS: dict[HostVerb, type[msgspec.Struct]] = {
@@ -292,7 +316,7 @@ ARGUMENTS: dict[HostVerb, type[msgspec.Struct]] = {
     "uncordon": NoArguments,
     "label": LabelChange,
     "overcommit": OvercommitChange,
-    "retire": NoArguments,
+    "retire": RetireChange,
 }
 """What each verb on a host takes."""
 

@@ -42,6 +42,9 @@ RETRY = 0.5
 GRACE = 15.0
 """Seconds beyond a step's own deadline: the agent gives up by itself first and says so."""
 
+WITHDRAWAL = 30.0
+"""Seconds that an agent has to say what became of an order that was withdrawn."""
+
 FINAL_REFUSALS = frozenset({"stale-epoch", "stale-incarnation", "identity-changed", "unknown-command"})
 """Receipts that trying again cannot change."""
 
@@ -65,7 +68,7 @@ class Operations:
 
     async def run(self) -> None:
         """Drive what is under way and whatever starts, for ever."""
-        self.world.on_fact(self._note)
+        ignore = self.world.on_fact(self._note)
         for vm in list(self.world.fleet.vms.values()):
             if vm.active is not None:
                 self._new.put_nowait((vm.id, vm.active))
@@ -75,33 +78,36 @@ class Operations:
                 if operation not in self._tasks:
                     task = asyncio.create_task(self._drive(vm_id, operation), name=f"operation {operation}")
                     self._tasks[operation] = task
-                    task.add_done_callback(partial(self._over, operation))
+                    task.add_done_callback(partial(self._over, vm_id, operation))
         finally:
+            ignore()
+            self._new = asyncio.Queue()
             for task in self._tasks.values():
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     def _note(self, fact: Fact) -> None:
         if isinstance(fact.event, VmEvent):
-            vm = self.world.fleet.vms[VmId(split_stream(fact.stream)[1])]
-            if vm.active is not None and vm.active not in self._tasks:
+            vm = self.world.fleet.vms.get(VmId(split_stream(fact.stream)[1]))
+            if vm is not None and vm.active is not None and vm.active not in self._tasks:
                 self._new.put_nowait((vm.id, vm.active))
 
-    def _over(self, operation: OperationId, task: asyncio.Task[None]) -> None:
+    def _over(self, vm: VmId, operation: OperationId, task: asyncio.Task[None]) -> None:
         self._tasks.pop(operation, None)
         if not task.cancelled() and task.exception() is not None:
-            logger.error("operation runner failed", operation=operation, exc_info=task.exception())
+            logger.error("operation runner failed, it begins anew", operation=operation, exc_info=task.exception())
+            asyncio.get_running_loop().call_later(RETRY, self._new.put_nowait, (vm, operation))
 
     async def _drive(self, vm_id: VmId, operation_id: OperationId) -> None:
         while True:
-            vm = self.world.fleet.vms[vm_id]
-            operation = vm.operations.get(operation_id)
-            if operation is None or operation.outcome is not None:
+            vm = self.world.fleet.vms.get(vm_id)
+            operation = None if vm is None else vm.operations.get(operation_id)
+            if vm is None or operation is None or operation.outcome is not None:
                 return
             try:
                 match next_action(operation.steps, operation.progress):
                     case Finish() as end:
-                        await self._record(vm_id, operation_id, partial(_close, end))
+                        await self._record(vm_id, operation, partial(_close, end))
                     case Send(index=index, undo=undo):
                         await self._step(vm, operation, index, undo=undo, withdraw=False)
                     case Withdraw(index=index):
@@ -116,7 +122,7 @@ class Operations:
         attempt = operation.progress.attempt
         id = order_id(operation.id, index, undo=undo, attempt=attempt)
         clock = self.recorder.clock
-        ends = clock.monotonic() + step.deadline + GRACE
+        ends = clock.monotonic() + (min(step.deadline, WITHDRAWAL) if withdraw else step.deadline) + GRACE
         trouble = "no answer"
         with self.world.watch(stream("vm", vm.id), stream("host", step.host)) as moved:
             while True:
@@ -126,7 +132,7 @@ class Operations:
                     return
                 left = ends - clock.monotonic()
                 if left <= 0:
-                    await self._time_out(vm.id, operation.id, index, step, trouble)
+                    await self._time_out(vm.id, operation, index, trouble)
                     return
                 host = self.world.fleet.hosts[step.host]
                 wait = RETRY
@@ -179,9 +185,14 @@ class Operations:
         except (BusError, Forged) as error:
             return f"{host.name}: {error}"
 
-    async def _time_out(self, vm: VmId, operation: OperationId, index: int, step: Step, trouble: str) -> None:
-        message = f"step {step.label} got no answer within {step.deadline + GRACE:.0f} s: {trouble}"
-        event = StepTimedOut(operation=operation, index=index, step=step.label, message=message)
+    async def _time_out(self, vm: VmId, operation: Operation, index: int, trouble: str) -> None:
+        label = operation.steps[index].label
+        event = StepTimedOut(
+            operation=operation.id,
+            index=index,
+            step=label,
+            message=f"step {label} got no answer in time: {trouble}",
+        )
         await self._record(vm, operation, lambda v, o: (change(stream("vm", v.id), event),))
 
     async def _refused(self, vm: VmId, operation: Operation, index: int, undo: bool, receipt: Receipt) -> None:
@@ -194,24 +205,23 @@ class Operations:
             code=receipt.code,
             message=receipt.message or "the agent refused the order",
         )
-        await self._record(vm, operation.id, lambda v, o: (change(stream("vm", v.id), event),))
+        await self._record(vm, operation, lambda v, o: (change(stream("vm", v.id), event),))
 
-    async def _record(self, vm_id: VmId, operation_id: OperationId, decide: Decide) -> None:
-        """Append on behalf of an operation, unless it is over by then."""
+    async def _record(self, vm_id: VmId, seen: Operation, decide: Decide) -> None:
+        """Append what was decided on the operation as `seen`; nothing if it has moved on since."""
 
         def changes() -> tuple[tuple[Change, ...], None]:
-            vm = self.world.fleet.vms[vm_id]
-            operation = vm.operations.get(operation_id)
-            if operation is None or operation.outcome is not None:
+            vm = self.world.fleet.vms.get(vm_id)
+            operation = None if vm is None else vm.operations.get(seen.id)
+            if vm is None or operation is None or operation.outcome is not None or operation.progress != seen.progress:
                 return (), None
             return decide(vm, operation), None
 
-        started = self.world.fleet.vms[vm_id].operations[operation_id]
-        meta = self.recorder.meta(actor=started.actor, reason=started.reason, operation=operation_id)
+        meta = self.recorder.meta(actor=seen.actor, reason=seen.reason, operation=seen.id)
         try:
             await self.recorder.record(changes, lambda _: meta)
         except Rejected as error:
-            logger.error("operation could not be recorded", operation=operation_id, why=error.reason)
+            logger.error("operation could not be recorded", operation=seen.id, why=error.reason)
             await self.recorder.clock.sleep(RETRY)
 
 

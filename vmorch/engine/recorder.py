@@ -28,9 +28,9 @@ ATTEMPTS = 100
 T = TypeVar("T")
 
 
-def fingerprint(verb: str, subject: str, body: Any) -> str:
+def fingerprint(actor: str, verb: str, subject: str, body: Any) -> str:
     """The same for a repeated request, different for any other."""
-    return hashlib.sha256(msgspec.json.encode([verb, subject, body], order="deterministic")).hexdigest()[:32]
+    return hashlib.sha256(msgspec.json.encode([actor, verb, subject, body], order="deterministic")).hexdigest()[:32]
 
 
 class Recorder:

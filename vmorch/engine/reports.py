@@ -11,7 +11,16 @@ import structlog
 
 from vmorch.bus.keys import verifier
 from vmorch.core.aggregates.host import Host, HostReachable, SessionStarted, UnmanagedSeen
-from vmorch.core.aggregates.vm import Drift, StepDone, StepFailed, Vm, VmDrifted, VmObserved
+from vmorch.core.aggregates.vm import (
+    Drift,
+    Operation,
+    StepDone,
+    StepFailed,
+    Vm,
+    VmDrifted,
+    VmEvent,
+    VmObserved,
+)
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet
 from vmorch.core.hostcommands import Done, Failed, Observed
@@ -25,7 +34,6 @@ from vmorch.wire.envelopes import (
     Confirmation,
     Forged,
     Hello,
-    Item,
     Report,
     Seen,
     SeenUnmanaged,
@@ -59,64 +67,80 @@ def parse_order_id(id: CommandId) -> tuple[OperationId, int, bool, int] | None:
 
 def changes_of(fleet: Fleet, host: Host, report: Report) -> list[Change]:
     """The events that a report adds to what the fleet already knows. Pure; the same report twice adds nothing."""
+    seen = Sightings(fleet)
     found: list[Change] = []
-    known: dict[VmId, Vm] = {}
     for item in report.items:
-        found += _item(fleet, host, report, item, known)
+        match item:
+            case Hello():
+                found += _hello(seen, host, report, item)
+            case Answered():
+                found += _answered(seen, host, item)
+            case Seen():
+                found += _seen(seen, host, item)
+            case SeenUnmanaged():
+                found += _unmanaged(host, item.domains)
     return found
 
 
-def _item(fleet: Fleet, host: Host, report: Report, item: Item, known: dict[VmId, Vm]) -> list[Change]:
-    match item:
-        case Hello():
-            return _hello(fleet, host, report, item)
-        case Answered():
-            return _answered(fleet, host, item)
-        case Seen():
-            return _seen(fleet, host, item, known)
-        case SeenUnmanaged():
-            return _unmanaged(host, item.domains)
+class Sightings:
+    """VMs as they are after the items of a report so far: each item is judged against what came before it."""
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet = fleet
+        self._after: dict[VmId, Vm] = {}
+
+    def vm(self, id: VmId) -> Vm | None:
+        """The VM as of now in the report."""
+        return self._after.get(id) or self.fleet.vms.get(id)
+
+    def add(self, vm: Vm, event: VmEvent) -> Change:
+        """The change for an event, which counts for the items after it."""
+        at = self.fleet.recorded_at or vm.observed_at
+        assert at is not None
+        self._after[vm.id] = event.apply(vm, at)
+        return change(stream("vm", vm.id), event)
 
 
-def _hello(fleet: Fleet, host: Host, report: Report, hello: Hello) -> list[Change]:
+def _hello(seen: Sightings, host: Host, report: Report, hello: Hello) -> list[Change]:
     at = stream("host", host.id)
     found = []
     if host.session != report.session or host.facts != hello.facts:
-        found.append(change(at, SessionStarted(session=report.session, facts=hello.facts)))
+        found.append(change(at, SessionStarted(session=report.session, facts=hello.facts, number=hello.number)))
     elif host.agent != "connected":
         found.append(change(at, HostReachable(session=report.session)))
-    found += _unmanaged(host, hello.unmanaged)
-    for vm in fleet.vms.values():
-        if vm.host != host.id or vm.deleted_at is not None:
-            continue
-        gone = Observed(power="absent", reason="not on its host")
-        seen = hello.domains.get(vm.id, gone)
-        if _differs(vm, seen):
-            found.append(change(stream("vm", vm.id), VmObserved(host=host.id, observed=seen)))
+    strays = [f"vm/{id}" for id in hello.domains if not _stands_on(seen.vm(id), host)]
+    found += _unmanaged(host, (*hello.unmanaged, *strays))
+    gone = Observed(power="absent", reason="not on its host")
+    for vm in list(seen.fleet.vms.values()):
+        observed = hello.domains.get(vm.id, gone)
+        if _stands_on(vm, host) and _differs(vm, observed):
+            found.append(seen.add(vm, VmObserved(host=host.id, observed=observed)))
     return found
 
 
-def _answered(fleet: Fleet, host: Host, item: Answered) -> list[Change]:
+def _stands_on(vm: Vm | None, host: Host) -> bool:
+    return vm is not None and vm.host == host.id and vm.deleted_at is None
+
+
+def _answered(seen: Sightings, host: Host, item: Answered) -> list[Change]:
     parsed = parse_order_id(item.id)
-    place = None if parsed is None else fleet.operation(parsed[0])
+    place = None if parsed is None else seen.fleet.operation(parsed[0])
     if parsed is None or place is None:
         return []
-    operation_id, index, undo, attempt = parsed
-    vm, operation = place
-    progress = operation.progress
-    over = operation.outcome is not None or index >= len(operation.steps)
-    if over or operation.steps[index].host != host.id or attempt != progress.attempt:
+    id, index, undo, attempt = parsed
+    vm = seen.vm(place[0].id)
+    operation = None if vm is None else vm.operations.get(id)
+    if vm is None or operation is None:
         return []
-    if undo and (index in progress.undone or progress.failed is None or progress.undo_failed is not None):
-        return []
-    if not undo and (index != progress.done or progress.failed is not None):
-        return []
+    if not _awaited(operation, host, index, undo=undo, attempt=attempt):
+        return _late(seen, host, vm, operation, index, item)
+    label = operation.steps[index].label
     match item.answer:
         case Done(observed=observed, already=already):
             event: StepDone | StepFailed = StepDone(
-                operation=operation_id,
+                operation=id,
                 index=index,
-                step=operation.steps[index].label,
+                step=label,
                 undo=undo,
                 attempt=attempt,
                 already=already,
@@ -124,27 +148,48 @@ def _answered(fleet: Fleet, host: Host, item: Answered) -> list[Change]:
             )
         case Failed(code=code, message=message, observed=observed):
             event = StepFailed(
-                operation=operation_id,
+                operation=id,
                 index=index,
-                step=operation.steps[index].label,
+                step=label,
                 undo=undo,
                 attempt=attempt,
                 code=code,
                 message=message,
                 observed=observed,
             )
-    return [change(stream("vm", vm.id), event)]
+    return [seen.add(vm, event)]
 
 
-def _seen(fleet: Fleet, host: Host, item: Seen, known: dict[VmId, Vm]) -> list[Change]:
-    vm = known.get(item.vm) or fleet.vms.get(item.vm)
-    if vm is None or vm.host != host.id or vm.deleted_at is not None:
+def _late(
+    seen: Sightings, host: Host, vm: Vm, operation: Operation, index: int, item: Answered
+) -> list[Change]:
+    """What an answer shows that came after its operation had given up waiting; the operation stays as it ended."""
+    observed = item.answer.observed
+    waited_for = operation.outcome == "stuck" and index == operation.progress.done
+    if not waited_for or observed is None or not _stands_on(vm, host) or not _differs(vm, observed):
+        return []
+    return [seen.add(vm, VmObserved(host=host.id, observed=observed))]
+
+
+def _awaited(operation: Operation, host: Host, index: int, *, undo: bool, attempt: int) -> bool:
+    """Whether this answer is the one that the operation waits for."""
+    progress = operation.progress
+    if operation.outcome is not None or index >= len(operation.steps):
+        return False
+    if operation.steps[index].host != host.id or attempt != progress.attempt:
+        return False
+    if undo:
+        return progress.failed is not None and progress.undo_failed is None and index not in progress.undone
+    return progress.failed is None and index == progress.done
+
+
+def _seen(seen: Sightings, host: Host, item: Seen) -> list[Change]:
+    vm = seen.vm(item.vm)
+    if vm is None or not _stands_on(vm, host):
         return []
     found = []
     if _differs(vm, item.observed):
-        observed = VmObserved(host=host.id, observed=item.observed)
-        known[vm.id] = observed.apply(vm, vm.observed_at or vm.created_at or datetime.min)
-        found.append(change(stream("vm", vm.id), observed))
+        found.append(seen.add(vm, VmObserved(host=host.id, observed=item.observed)))
     if item.configuration is not None:
         drift = tuple(
             Drift(field=field, recorded=recorded, seen=seen)
@@ -206,12 +251,14 @@ class Reports:
         hello = next((item for item in report.items if isinstance(item, Hello)), None)
         if hello is None and host.session != report.session:
             return Confirmation(code="stale-session", message="say hello first", incarnation=self.incarnation)
+        if hello is not None and host.session != report.session and hello.number <= host.session_number:
+            return Confirmation(code="stale-session", message="a later session began", incarnation=self.incarnation)
         if hello is not None and hello.facts.machine_id != host.machine_id:
             return Confirmation(code="identity-changed", message="the machine id is not the one that enrolled")
         meta = self.recorder.meta(actor=f"host:{host.name}", session=report.session)
         try:
             facts, _ = await self.recorder.record(
-                lambda: (changes_of(fleet, fleet.hosts[id], report), None), lambda _: meta
+                lambda: (self._readable(changes_of(fleet, fleet.hosts[id], report)), None), lambda _: meta
             )
         except (LogError, Rejected) as error:
             return Confirmation(code="busy", message=str(error), incarnation=self.incarnation)
@@ -221,6 +268,14 @@ class Reports:
             incarnation=self.incarnation,
             credentials=self._credentials(fleet.hosts[id], fresh=hello is not None),
         )
+
+    def _readable(self, changes: list[Change]) -> list[Change]:
+        """Without those for streams that stand still at an event nobody can read: only such a stream may stop."""
+        poisoned = self.recorder.world.poisoned
+        dropped = [each.stream for each in changes if each.stream in poisoned]
+        if dropped:
+            logger.error("not recorded, the stream stands still", streams=sorted(set(dropped)))
+        return [each for each in changes if each.stream not in poisoned]
 
     def _credentials(self, host: Host, *, fresh: bool) -> str:
         """New bus credentials at each hello and then every few minutes, long before the old ones expire."""

@@ -58,9 +58,10 @@ class World:
             self._ahead[facts[0].position] = facts
             self._drain()
 
-    def on_fact(self, listener: Callable[[Fact], None]) -> None:
-        """Call `listener` after each fact from now on. It must only note and return."""
+    def on_fact(self, listener: Callable[[Fact], None]) -> Callable[[], None]:
+        """Call `listener` after each fact that is folded in, until what is returned is called. It must only note."""
         self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     @contextmanager
     def watch(self, *streams: Stream) -> Iterator[asyncio.Event]:
@@ -114,6 +115,7 @@ class World:
             self.poisoned.setdefault(record.stream, f"{record.position}: {error}")
             logger.error("unreadable event", position=record.position, stream=record.stream, why=str(error))
             self.fleet.skip(record.stream, record.version, record.position, record.recorded_at)
+            self._tell(record.stream)
             return
         self._apply(fact)
 
@@ -122,9 +124,12 @@ class World:
             self.fleet.skip(fact.stream, fact.version, fact.position, fact.recorded_at)
         else:
             self.fleet.apply(fact)
-        for listener in self._listeners:
-            listener(fact)
-        for event in self._watchers.get(fact.stream, ()):
+            for listener in self._listeners:
+                listener(fact)
+        self._tell(fact.stream)
+
+    def _tell(self, stream: Stream) -> None:
+        for event in self._watchers.get(stream, ()):
             event.set()
         for event in self._moved:
             event.set()

@@ -36,7 +36,7 @@ async def lead_while_elected(url: str, lead: Callable[[], Coroutine[object, obje
                 await asyncio.sleep(EVERY)
             logger.info("leading")
             await _lead_until_lost(connection, lead)
-        except (psycopg.OperationalError, TimeoutError) as error:
+        except (psycopg.OperationalError, LogUnavailable, TimeoutError) as error:
             logger.warning("no longer leading", why=str(error))
         finally:
             await connection.close()

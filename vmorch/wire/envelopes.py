@@ -82,11 +82,12 @@ class Answered(Struct, frozen=True, kw_only=True, tag="answered"):
 class Hello(Struct, frozen=True, kw_only=True, tag="hello"):
     """First report of a session: what the host is and every domain that stands on it.
 
+    `number` counts the host's sessions, so that an old hello that was held up somewhere cannot end a newer session.
     `domains` are those that vmorch made; `unmanaged` names the others.
     """
 
+    number: int
     facts: HostFacts
-    incarnation: str
     domains: dict[VmId, Observed]
     unmanaged: tuple[str, ...] = ()
 

@@ -49,6 +49,16 @@ class Reservation(Struct, frozen=True, kw_only=True):
         )
 
 
+def larger(one: Reservation, other: Reservation) -> Reservation:
+    """What covers both."""
+    return Reservation(
+        vcpus=max(one.vcpus, other.vcpus),
+        memory=max(one.memory, other.memory),
+        local_gib=max(one.local_gib, other.local_gib),
+        shared_gib=max(one.shared_gib, other.shared_gib),
+    )
+
+
 class Capacity(Struct, frozen=True, kw_only=True):
     """Amounts of each resource of a host: all, promised or left."""
 
@@ -56,6 +66,15 @@ class Capacity(Struct, frozen=True, kw_only=True):
     memory: float
     local_gib: float
     shared_gib: float
+
+
+RESOURCES = (
+    ("vcpus", "vCPUs"),
+    ("memory", "MiB"),
+    ("local_gib", "GiB local disk"),
+    ("shared_gib", "GiB shared disk"),
+)
+"""What is promised, and in which unit people read it."""
 
 
 class Host(Struct, frozen=True, kw_only=True):
@@ -68,6 +87,7 @@ class Host(Struct, frozen=True, kw_only=True):
     machine_id: str = ""
     agent: AgentState = "invited"
     session: SessionId | None = None
+    session_number: int = 0
     since: datetime | None = None
     facts: HostFacts | None = None
     labels: Mapping[str, str] = {}
@@ -77,6 +97,7 @@ class Host(Struct, frozen=True, kw_only=True):
     unmanaged: tuple[str, ...] = ()
     invitation: str | None = None
     invitation_expires: datetime | None = None
+    enrolled_by: str | None = None
     retired: bool = False
 
     def total(self) -> Capacity:
@@ -103,13 +124,13 @@ class Host(Struct, frozen=True, kw_only=True):
     def shortfall(self, asked: Reservation, vm: VmId | None = None) -> str:
         """Why `asked` does not fit beside what others hold, in words; empty if it fits."""
         total, promised = self.total(), self.promised(without=vm)
-        for resource, unit in (("vcpus", "vCPUs"), ("memory", "MiB"), ("local_gib", "GiB local disk")):
+        if asked.shared_gib and not (self.facts and self.facts.shared_gib):
+            return "has no shared storage"
+        for resource, unit in RESOURCES:
             free = getattr(total, resource) - getattr(promised, resource)
             want = getattr(asked, resource)
             if want > free:
                 return f"needs {want} {unit}, {max(free, 0):g} left of {getattr(total, resource):g}"
-        if asked.shared_gib and not (self.facts and self.facts.shared_gib):
-            return "has no shared storage"
         return ""
 
 
@@ -150,7 +171,10 @@ class HostEnrolled(HostEvent, frozen=True, kw_only=True):
             key=self.key,
             machine_id=self.machine_id,
             agent="unreachable",
+            session=None,
+            session_number=0,
             since=at,
+            enrolled_by=host.invitation,
             invitation=None,
             invitation_expires=None,
         )
@@ -162,9 +186,17 @@ class SessionStarted(HostEvent, frozen=True, kw_only=True):
 
     session: SessionId
     facts: HostFacts
+    number: int = 0
 
     def apply(self, host: Host, at: datetime) -> Host:
-        return replace(host, session=self.session, facts=self.facts, agent="connected", since=at)
+        return replace(
+            host,
+            session=self.session,
+            session_number=self.number,
+            facts=self.facts,
+            agent="connected",
+            since=at,
+        )
 
 
 @message("host.unreachable")
@@ -302,14 +334,19 @@ def enrol(host: Host, token_hash: str, key: str, machine_id: str, now: datetime)
     return [HostEnrolled(key=key, machine_id=machine_id)]
 
 
-def retire(host: Host) -> list[HostEvent]:
-    """Remove an empty host. Raises Rejected `host-not-empty` or `already-so`."""
+def retire(host: Host, *, lost: bool) -> list[HostEvent]:
+    """Remove a host: an empty one, or with `lost` one that is gone for ever and whose VMs are given up with it.
+
+    Raises Rejected `host-not-empty`, `host-connected` or `already-so`.
+    """
     if host.retired:
         raise Rejected("already-so", f"{host.name} is already retired")
-    if host.reservations:
+    if lost and host.agent == "connected":
+        raise Rejected("host-connected", f"{host.name} is connected, so it is not lost")
+    if host.reservations and not lost:
         raise Rejected(
             "host-not-empty",
             f"{len(host.reservations)} VMs still stand on {host.name}",
-            hint=f"vmorch vm list --host {host.name}",
+            hint=f"vmorch vm list --host {host.name}; if it is gone for ever: vmorch host retire {host.name} --lost",
         )
-    return [HostRetired()]
+    return [*(CapacityReleased(vm=vm) for vm in host.reservations), HostRetired()]

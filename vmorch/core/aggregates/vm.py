@@ -76,6 +76,8 @@ class Vm(Struct, frozen=True, kw_only=True):
     power_reason: str = ""
     live_vcpus: int = 0
     live_memory: MiB = MiB(0)
+    live_max_vcpus: int = 0
+    live_max_memory: MiB = MiB(0)
     addresses: tuple[str, ...] = ()
     observed_at: datetime | None = None
     created_at: datetime | None = None
@@ -252,7 +254,10 @@ class StepTimedOut(OperationEvent, frozen=True, kw_only=True):
     message: str
 
     def advance(self, operation: Operation, at: datetime) -> Operation:
-        return replace(operation, progress=replace(operation.progress, timed_out=self.message))
+        progress = operation.progress
+        if self.index != progress.done and progress.failed is None:
+            return operation
+        return replace(operation, progress=replace(progress, timed_out=self.message))
 
 
 @message("vm.cancel-requested")
@@ -306,6 +311,9 @@ class VmDrifted(VmEvent, frozen=True, kw_only=True):
 def see(vm: Vm, seen: Observed, at: datetime) -> Vm:
     """The VM as just observed. Figures that an observation leaves out stay as they were while it runs."""
     on = seen.power in ("running", "paused")
+    if on and vm.spec is not None and vm.power not in ("running", "paused", "unknown"):
+        # the domain was started with what was asked then; a later resize does not reach beyond it
+        vm = replace(vm, live_max_vcpus=vm.spec.max_vcpus, live_max_memory=vm.spec.max_memory)
     return replace(
         vm,
         power=seen.power,
@@ -402,10 +410,16 @@ def close_operation(vm: Vm, operation: Operation, end: Finish) -> tuple[Change, 
 
 
 def request_cancel(vm: Vm, operation: OperationId) -> list[VmEvent]:
-    """Ask an operation to stop. Raises Rejected `already-over` or `already-so`."""
+    """Ask an operation to stop. Raises Rejected `already-over`, `already-so`, `point-of-no-return`."""
     running = vm.operations.get(operation)
     if running is None or running.outcome is not None:
         raise Rejected("already-over", f"operation {operation} is over")
+    if any(step.commits for step in running.steps[: running.progress.done]):
+        raise Rejected(
+            "point-of-no-return",
+            f"{running.verb} {operation} can no longer be taken back; it will be carried through",
+            hint=f"vmorch op wait {operation}",
+        )
     if running.progress.cancel:
         raise Rejected("already-so", f"operation {operation} is already being cancelled")
     return [CancelRequested(operation=operation)]

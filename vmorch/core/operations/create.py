@@ -1,6 +1,7 @@
 """Create a VM: promise capacity, bring the image, make disks and seed, define, start, wait until it is up."""
 
 import hashlib
+from ipaddress import ip_address, ip_interface
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -24,6 +25,7 @@ from vmorch.core.operation import Plan, Step, change, step
 from vmorch.core.spec import (
     ADDRESS_PATTERN,
     CIDR_PATTERN,
+    MAX_SEED,
     NETWORK_PATTERN,
     DiskGiB,
     DiskSpec,
@@ -35,7 +37,9 @@ from vmorch.core.spec import (
     Placing,
     ReadySpec,
     SeedSpec,
+    SshKeys,
     Storage,
+    UserData,
     Vcpus,
     VmSpec,
 )
@@ -74,8 +78,8 @@ class CreateVm(Command, frozen=True, kw_only=True):
     storage: Storage = "local"
     extra_disks: Annotated[tuple[DiskRequest, ...], Meta(max_length=15)] = ()
     nics: Annotated[tuple[NicRequest, ...], Meta(max_length=8)] = (NicRequest(),)
-    ssh_keys: tuple[str, ...] = ()
-    user_data: str = ""
+    ssh_keys: SshKeys = ()
+    user_data: UserData = ""
     ready: ReadySpec = ReadySpec()
     labels: Labels = {}  # noqa: RUF012  msgspec copies mutable defaults
     placing: Placing = Placing()
@@ -100,6 +104,10 @@ def spec_of(command: CreateVm, vm: VmId, image: ImagePin) -> VmSpec:
     size = command.disk or least
     if size < least:
         raise Rejected("bad-spec", f"disk {size} GiB is smaller than the image, which needs {least} GiB")
+    if len(command.user_data.encode()) + sum(len(key.encode()) for key in command.ssh_keys) > MAX_SEED:
+        raise Rejected("bad-spec", f"user_data and ssh_keys together exceed {MAX_SEED // 1024} KiB")
+    for each in command.nics:
+        _check_addresses(each)
     root = DiskSpec(name="vda", size=size, storage=command.storage, image=image)
     extra = [
         DiskSpec(name=f"vd{chr(ord('b') + index)}", size=each.size, storage=each.storage)
@@ -126,6 +134,17 @@ def spec_of(command: CreateVm, vm: VmId, image: ImagePin) -> VmSpec:
         ready=command.ready,
         placing=command.placing,
     )
+
+
+def _check_addresses(nic: NicRequest) -> None:
+    try:
+        if nic.address is not None:
+            ip_interface(nic.address)
+        for address in (nic.gateway, *nic.nameservers):
+            if address is not None:
+                ip_address(address)
+    except ValueError as error:
+        raise Rejected("bad-spec", str(error)) from error
 
 
 def plan(command: CreateVm, vm: VmId, spec: VmSpec, host: Host, placement: dict[str, str]) -> Plan:

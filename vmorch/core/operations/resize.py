@@ -8,7 +8,7 @@ from datetime import datetime
 
 from msgspec.structs import replace
 
-from vmorch.core.aggregates.host import CapacityReserved, Host, Reservation, reserve
+from vmorch.core.aggregates.host import CapacityReserved, Host, Reservation, larger, reserve
 from vmorch.core.aggregates.vm import Vm, VmCommand, VmEvent
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import DefineDomain, SetMemory, SetVcpus
@@ -54,23 +54,26 @@ class ResizeVm(VmCommand, frozen=True, kw_only=True):
         old = vm.spec
         assert old is not None
         new = self._target(old)
-        if new == old:
+        # after a resize that got stuck, the promise tells of it though the spec does not
+        held = host.reservations.get(vm.id, Reservation.of(old))
+        wanted = Reservation.of(new)
+        if new == old and held == wanted:
             raise Rejected("already-so", f"{vm.name} already has {old.vcpus} vCPUs and {old.memory} MiB")
-        held, wanted = Reservation.of(old), Reservation.of(new)
         resized = VmResized(
             vcpus=new.vcpus, max_vcpus=new.max_vcpus, memory=new.memory, max_memory=new.max_memory
         )
         define = step(host.id, DefineDomain(vm=vm.id, spec=new), undo=DefineDomain(vm=vm.id, spec=old))
-        back = () if wanted == held else (
-            change(stream("host", host.id), CapacityReserved(vm=vm.id, reservation=held)),
+        most = larger(held, wanted)
+        promise = () if most == held else tuple(
+            change(stream("host", host.id), event) for event in reserve(host, vm.id, most)
         )
-        promise = () if wanted == held else tuple(
-            change(stream("host", host.id), event) for event in reserve(host, vm.id, wanted)
-        )
+        at = stream("host", host.id)
+        settled = () if wanted == most else (change(at, CapacityReserved(vm=vm.id, reservation=wanted)),)
+        back = () if most == held else (change(at, CapacityReserved(vm=vm.id, reservation=held)),)
         return Plan(
             opening=promise,
             steps=(define, *self._live(vm, old, new, host)),
-            success=(change(stream("vm", vm.id), resized),),
+            success=(change(stream("vm", vm.id), resized), *settled),
             failure=back,
         )
 
@@ -88,9 +91,9 @@ class ResizeVm(VmCommand, frozen=True, kw_only=True):
         if vm.power != "running":
             return []
         steps: list[Step] = []
-        if vm.live_vcpus < new.vcpus <= old.max_vcpus:
+        if vm.live_vcpus < new.vcpus <= vm.live_max_vcpus:
             steps.append(step(host.id, SetVcpus(vm=vm.id, vcpus=new.vcpus), commits=True))
-        if vm.live_memory != new.memory <= old.max_memory:
+        if vm.live_memory != new.memory <= vm.live_max_memory:
             undo = SetMemory(vm=vm.id, memory=vm.live_memory or old.memory)
             steps.append(step(host.id, SetMemory(vm=vm.id, memory=new.memory), undo=undo))
         # a vCPU that was added cannot be taken back, so it goes last

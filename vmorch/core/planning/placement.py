@@ -41,6 +41,8 @@ class _Question(Struct, frozen=True, kw_only=True):
     labels: Mapping[str, str]
     host: Host
     neighbours: tuple[Vm, ...]
+    shared_promised: float
+    """What all hosts together promised of the storage that this one shares with them, in GiB."""
 
 
 def place(view: ClusterView, spec: VmSpec, labels: Mapping[str, str]) -> Placement:
@@ -49,8 +51,18 @@ def place(view: ClusterView, spec: VmSpec, labels: Mapping[str, str]) -> Placeme
     Raises Rejected `no-host-fits` with the reason of every host.
     """
     verdicts: list[tuple[Verdict, Host]] = []
+    shared: dict[str, float] = {}
     for host in view.hosts:
-        question = _Question(spec=spec, labels=labels, host=host, neighbours=view.vms_on.get(host.id, ()))
+        if host.facts:
+            shared[host.facts.shared_id] = shared.get(host.facts.shared_id, 0.0) + host.promised().shared_gib
+    for host in view.hosts:
+        question = _Question(
+            spec=spec,
+            labels=labels,
+            host=host,
+            neighbours=view.vms_on.get(host.id, ()),
+            shared_promised=shared.get(host.facts.shared_id, 0.0) if host.facts else 0.0,
+        )
         verdicts.append((_judge(question), host))
     verdicts.sort(key=lambda pair: (bool(pair[0].against), -pair[0].score, pair[0].name))
     if not verdicts or verdicts[0][0].against:
@@ -116,6 +128,14 @@ def _capacity(question: _Question) -> str:
     return question.host.shortfall(Reservation.of(question.spec))
 
 
+def _shared_storage(question: _Question) -> str:
+    asked = Reservation.of(question.spec).shared_gib
+    total = question.host.total().shared_gib
+    if asked and asked > total - question.shared_promised:
+        return f"needs {asked} GiB shared disk, {max(total - question.shared_promised, 0):g} left of {total:g}"
+    return ""
+
+
 def _keeps_away(question: _Question) -> str:
     mine = question.spec.placing.away_from
     for vm in question.neighbours:
@@ -137,6 +157,7 @@ FILTERS: tuple[Callable[[_Question], str], ...] = (
     _networks,
     _keeps_away,
     _capacity,
+    _shared_storage,
 )
 """In this order: the first that objects gives the reason that people see."""
 

@@ -15,10 +15,10 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from vmorch.core.errors import Rejected
-from vmorch.core.fleet import Fleet
-from vmorch.core.ids import HostId, ImageId, Position, Stream, VmId, split_stream, stream
+from vmorch.core.fleet import Fleet, name_held
+from vmorch.core.ids import Position, Stream, split_stream, stream
 from vmorch.core.records import Recorded
-from vmorch.core.resources import EventResource
+from vmorch.core.resources import EventResource, veiled
 from vmorch.edge import answers, requests, streams
 from vmorch.edge.calls import Call, Services
 
@@ -73,7 +73,7 @@ def event_resource(fleet: Fleet, record: Recorded) -> EventResource:
         kind=record.kind,
         schema=record.schema,
         subject=record.stream,
-        subject_name=_name(fleet, record.stream),
+        subject_name=name_held(fleet, record.stream) or split_stream(record.stream)[1],
         version=record.version,
         actor=meta.actor,
         reason=meta.reason,
@@ -81,23 +81,13 @@ def event_resource(fleet: Fleet, record: Recorded) -> EventResource:
         causation=meta.causation,
         correlation=meta.correlation,
         request=meta.request,
-        data=msgspec.Raw(record.data),
+        data=_shown(record.data),
     )
 
 
-def _name(fleet: Fleet, at: Stream) -> str:
-    kind, id = split_stream(at)
-    found: Any = None
-    match kind:
-        case "vm":
-            found = fleet.vms.get(VmId(id))
-        case "host":
-            found = fleet.hosts.get(HostId(id))
-        case "image":
-            found = fleet.images.get(ImageId(id))
-        case "token":
-            found = fleet.tokens.get(id)
-    return (found.name if found is not None else "") or id
+def _shown(data: bytes) -> Any:
+    """An event's fields as stored, but for what only a guest shall read."""
+    return veiled(msgspec.json.decode(data)) if b'"user_data"' in data else msgspec.Raw(data)
 
 
 async def list_events(call: Call) -> Response:
