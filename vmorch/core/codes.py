@@ -77,7 +77,7 @@ CODES: dict[str, Code] = {
     "host-lost": Code(409, 1, "The host was given up", "An operator declared the host lost; the operation ended with it."),
     "host-silent": Code(504, 7, "The host did not answer in time", "What became of the step is not known until the host is heard again; deleting the VM cleans up in any case."),
     "deadline-passed": Code(504, 1, "The step took too long", "The host gave the step up when its time was over."),
-    "interrupted": Code(500, 1, "The agent was interrupted repeatedly", "The agent stopped in the middle of the step more often than it is tried again."),
+    "interrupted": Code(500, 1, "The step was interrupted repeatedly", "Agent or libvirt stopped in the middle of the step more often than it is tried again."),
     "no-domain": Code(409, 1, "The domain is not on its host", "libvirt does not know the VM; somebody removed it behind our back."),
     "not-ours": Code(409, 1, "Something that is not ours stands there", "A domain or file that vmorch did not make is in the way; it was not touched."),
     "no-image": Code(409, 1, "The image is not in the host's cache", "A disk was asked for before its image was there."),

@@ -56,7 +56,7 @@ def refusal_of(error: BaseException) -> Rejected | None:
     """The log's answer in the API's words; None if it is a fault of ours."""
     match error:
         case LogUnavailable():
-            return Rejected("log-unavailable", str(error), hint="repeat it with the same Vmorch-Request-Id")
+            return Rejected("log-unavailable", str(error), hint="repeat it with the same request id (--request-id)")
         case VersionConflict():
             return Rejected("version-conflict", str(error))
         case NameTaken():

@@ -24,5 +24,9 @@ class EdgeSettings(Struct, frozen=True, kw_only=True):
     """Enrolments that may fail from one peer at once; afterwards one each `enroll_every` seconds."""
     enroll_every: float = 6.0
     keepalive: float = 10.0
+    catch_up: float = 0.5
+    """How long a read waits for what this server knows already."""
+    answer: float = 3.0
+    """How long status and doctor wait for Postgres before they call it silent."""
     settle: float = 5.0
     """How long a read waits for the position that it asks for."""

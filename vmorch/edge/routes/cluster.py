@@ -1,5 +1,6 @@
 """The cluster as a whole: is it there, how is it, what should somebody look at."""
 
+import asyncio
 from collections import Counter
 from datetime import timedelta
 from typing import Literal
@@ -37,9 +38,10 @@ async def status(call: Call) -> Response:
     head: int | None = None
     lag: int | None = None
     try:
-        head = await services.log.head()
-        lag = max((head - each.position for each in await services.models.status()), default=0)
-    except LogUnavailable:
+        async with asyncio.timeout(services.settings.answer):
+            head = await services.log.head()
+            lag = max((head - each.position for each in await services.models.status()), default=0)
+    except (LogUnavailable, TimeoutError):
         # being without its database is something that a status must be able to say
         pass
     hosts = Counter(host_resource(fleet, host).state for host in fleet.hosts.values() if not host.retired)
@@ -85,10 +87,12 @@ async def doctor(call: Call) -> Response:
 
 async def _log(services: Services) -> list[Check]:
     try:
-        head = await services.log.head()
-        projected = await services.models.status()
-    except LogUnavailable as error:
-        return [Check(check="log", state="fail", detail=str(error), hint="is Postgres running?")]
+        async with asyncio.timeout(services.settings.answer):
+            head = await services.log.head()
+            projected = await services.models.status()
+    except (LogUnavailable, TimeoutError) as error:
+        why = str(error) or f"Postgres is silent for {services.settings.answer:g} s"
+        return [Check(check="log", state="fail", detail=why, hint="is Postgres running?")]
     found = [Check(check="log", state="ok", detail=f"Postgres answers, head at {head}")]
     live = head - services.control.fleet.position
     found.append(

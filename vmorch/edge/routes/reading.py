@@ -13,13 +13,17 @@ from vmorch.views.filters import Filters
 
 
 async def settle(call: Call) -> None:
-    """Wait, a bounded time, until the read models have reached the position that the caller asks for.
+    """Wait, a bounded time, until the read models have reached the position that the caller asks for, or else
+    what this server knows now: whoever was told of a change finds it in the next list.
 
     A caller sees in `asOf` whether they did.
     """
+    control, settings = call.services.control, call.services.settings
     wanted = requests.position(call.request, "minPosition")
-    if wanted is not None:
-        await call.services.control.settled(wanted, call.services.settings.settle)
+    if wanted is None:
+        await control.settled(control.fleet.position, settings.catch_up)
+    else:
+        await control.settled(wanted, settings.settle)
 
 
 async def caught_up(services: Services, position: Position) -> None:
