@@ -313,4 +313,5 @@ def retire(session: Session, /, name: str, lost: bool, yes: bool) -> None:
     if lost:
         what = f"give {name} up as lost, and every VM that stands on it"
     session.confirm(what, name, yes=yes, asked_for="host's name")
-    record(session, f"/v1/hosts/{quote(name)}/retire", {"lost": lost}, "{name} is retired (event {position})")
+    body = {"lost": True} if lost else {}
+    record(session, f"/v1/hosts/{quote(name)}/retire", body, "{name} is retired (event {position})")
