@@ -6,6 +6,7 @@ transaction, so that readers see either the old or the new and never less.
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 
 import structlog
@@ -80,6 +81,7 @@ class Projector:
         self._rows = Rows()
         self._turn = asyncio.Lock()
         self._moved = asyncio.Condition()
+        self._asked = asyncio.Event()
 
     async def start(self) -> None:
         """Be where the stored models are: fold up to their checkpoint, or rebuild models without one."""
@@ -106,16 +108,26 @@ class Projector:
                     await self._write(changed)
                     await self._advance()
             if fresh:
-                await asyncio.sleep(SPACING)
+                await self._pause()
 
     async def reached(self, position: Position, seconds: float) -> bool:
         """Whether the models stand at `position` or beyond within that time."""
+        if self.position >= position:
+            return True
+        self._asked.set()
         try:
             async with asyncio.timeout(seconds), self._moved:
                 await self._moved.wait_for(lambda: self.position >= position)
         except TimeoutError:
             return False
         return True
+
+    async def _pause(self) -> None:
+        """Let changes gather, unless somebody waits for them."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SPACING):
+                await self._asked.wait()
+        self._asked.clear()
 
     async def status(self) -> list[ProjectionStatus]:
         """How far the models are behind the log."""
