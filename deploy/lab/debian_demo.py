@@ -41,8 +41,7 @@ def demonstrate(lab: Lab) -> None:
         image.parent.mkdir(parents=True, exist_ok=True)
         build_debian(image, lambda line: print(f"  {line}", flush=True))
     operator = Operator(lab)
-    if any(vm["name"] == VM for vm in operator.asks("vm", "list")["items"]):
-        operator.types("vm", "delete", VM, "--yes")
+    operator.clears_away(VM)
     if not any(each["name"] == IMAGE for each in operator.asks("image", "list")["items"]):
         operator.types("image", "add", IMAGE, "--file", str(image))
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as seed:

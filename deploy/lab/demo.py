@@ -31,7 +31,7 @@ class Demo:
 
     def run(self) -> None:
         """Everything, in order. Raises DemoFailed."""
-        self._clear()
+        self.operator.clears_away(VM)
         image = cached_tiny(cache_directory())
         digest = hashlib.sha256(image.read_bytes()).hexdigest()
         known = self.operator.asks("image", "list")["items"]
@@ -48,11 +48,6 @@ class Demo:
             raise DemoFailed("the guest says that it never booted again")
         self.operator.types("vm", "delete", VM, "--yes")
         self.operator.types("event", "list", "--subject", f"vm/{second['instance_id']}")
-
-    def _clear(self) -> None:
-        """A run that was killed may have left the VM."""
-        if any(vm["name"] == VM for vm in self.operator.asks("vm", "list")["items"]):
-            self.operator.types("vm", "delete", VM, "--yes")
 
     def _guest_speaks(self) -> dict[str, str]:
         """What the guest says of itself over HTTP; asked from the lab's network, where libvirt has no say."""

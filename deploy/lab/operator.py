@@ -25,14 +25,29 @@ class Operator:
             "VMORCH_TOKEN": lab.control.admin_token(),
         }
 
-    def types(self, *arguments: str) -> None:
-        """Run a command and show it with all it prints. Raises DemoFailed if it fails."""
+    def types(self, *arguments: str, lenient: bool = False) -> None:
+        """Run a command and show it with all it prints. Raises DemoFailed if it fails, unless `lenient`."""
         print(f"\n$ vmorch {shlex.join(arguments)}", flush=True)
-        self._run(arguments, None)
+        try:
+            self._run(arguments, None)
+        except DemoFailed:
+            if not lenient:
+                raise
 
     def asks(self, *arguments: str) -> Any:
         """What a command answers as JSON. Raises DemoFailed if it fails."""
         return json.loads(self._run((*arguments, "-o", "json"), subprocess.PIPE))
+
+    def clears_away(self, name: str) -> None:
+        """Delete the VM of this name if a run that was killed left it, waiting for what is still under way on it."""
+        for vm in self.asks("vm", "list")["items"]:
+            if vm["name"] != name:
+                continue
+            if vm["operation"]:
+                self.types("op", "cancel", vm["operation"], lenient=True)
+                self.types("op", "wait", vm["operation"], lenient=True)
+            if any(each["id"] == vm["id"] for each in self.asks("vm", "list")["items"]):
+                self.types("vm", "delete", name, "--yes")
 
     def _run(self, arguments: tuple[str, ...], stdout: int | None) -> str:
         vmorch = Path(sys.executable).with_name("vmorch")
