@@ -3,11 +3,19 @@
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.core.drive import drive, well
 from tests.core.world import WHO, History, asked
-from vmorch.core.aggregates.vm import CancelRequested, StepTimedOut, Vm, VmCommand, VmObserved
+from vmorch.core.aggregates.vm import (
+    CancelRequested,
+    StepDone,
+    StepTimedOut,
+    Vm,
+    VmCommand,
+    VmObserved,
+)
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, Failed, Observed
 from vmorch.core.ids import MiB, OperationId, VmId, stream
@@ -22,6 +30,7 @@ from vmorch.core.operations.resume import ResumeVm
 from vmorch.core.operations.start import StartVm
 from vmorch.core.operations.stop import StopVm
 from vmorch.core.planning.admission import admit_on_vm
+from vmorch.core.resources import operation_resource, vm_resource
 
 
 @pytest.fixture
@@ -270,3 +279,24 @@ def test_more_user_data_than_a_message_holds_is_refused(history: History) -> Non
     with pytest.raises(Rejected) as caught:
         history.create(asked("web", ssh_keys=keys))
     assert caught.value.code == "bad-spec"
+
+
+def test_a_timeout_of_a_step_that_was_answered_meanwhile_changes_nothing(history: History) -> None:
+    vm = history.create(asked("web"))
+    operation = history.fleet.vms[vm].active
+    assert operation is not None
+    history.record(stream("vm", vm), StepDone(operation=operation, index=0))
+    history.record(stream("vm", vm), StepTimedOut(operation=operation, index=0, message="silent"))
+    assert drive(history, vm).outcome == "succeeded"
+
+
+def test_user_data_is_not_shown_to_whoever_reads_vms_and_operations(history: History) -> None:
+    secret = "#cloud-config\npassword: canary"
+    vm = history.create(asked("web", user_data=secret))
+    state = history.fleet.vms[vm]
+    shown = [
+        vm_resource(history.fleet, state),
+        *(operation_resource(history.fleet, state, each) for each in state.operations.values()),
+    ]
+    assert b"canary" not in msgspec.json.encode(shown)
+    assert b"sha256" in msgspec.json.encode(shown)
