@@ -3,13 +3,12 @@
 Every file here is for the agent alone (0600), and is replaced whole or not at all. Must not talk to anybody.
 """
 
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from vmorch.bus.private import write_private
 from vmorch.core.ids import HostId
 
 IDENTITY, CREDENTIALS, KEY, JOURNAL = "identity.json", "bus.jwt", "host.nk", "journal.sqlite"
@@ -71,23 +70,3 @@ def machine_id(path: Path = MACHINE_ID) -> str:
         return path.read_text().strip()
     except FileNotFoundError:
         return ""
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Put `data` at `path`, readable by its owner alone; after a crash either all of it is there or none."""
-    # mkstemp makes the file 0600
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from hostagent.hypervisor import HypervisorLost, Inventory, Scope
-from hostagent.identity import write_private
+from vmorch.bus.private import write_private
 from vmorch.core.hostcommands import (
     Answer,
     AwaitReady,

@@ -3,7 +3,6 @@
 Harmless to repeat: what is there stays. Must not need a running broker.
 """
 
-import os
 import secrets
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ import psycopg
 from psycopg import sql
 
 from vmorch.bus.credentials import account_jwts, ensure_keys, nats_config, operator_jwt
+from vmorch.bus.private import write_private
 from vmorch.config import Config
 from vmorch.core.fleet import Fleet
 from vmorch.engine.caller import Caller
@@ -39,7 +39,7 @@ async def prepare(config: Config) -> None:
     keys = ensure_keys(data / "keys")
     accounts = account_jwts(keys, config.server.cluster, now)
     text = nats_config(config.nats.listen, operator_jwt(keys, now), accounts)
-    _write_private(Path(config.nats.config_file), text)
+    _write(Path(config.nats.config_file), text)
     path = data / "admin.token"
     await _ensure_admin(config, path, lost=not path.exists())
 
@@ -57,7 +57,7 @@ async def _ensure_admin(config: Config, path: Path, *, lost: bool) -> None:
         name = ADMIN if ADMIN not in taken else f"{ADMIN}-{len(taken) + 1}"
         caller = Caller(actor="setup", role="admin", reason="first token of the cluster")
         _, secret = await handler.create_token(name, "admin", None, caller)
-        _write_private(path, secret + "\n")
+        _write(path, secret + "\n")
     finally:
         await log.close()
 
@@ -66,7 +66,7 @@ def secrets_key(data: Path) -> bytes:
     """The key that enrolment and API tokens are made with, created at the first call."""
     path = data / "keys" / "secrets.key"
     if not path.exists():
-        _write_private(path, secrets.token_hex(32) + "\n")
+        _write(path, secrets.token_hex(32) + "\n")
     return bytes.fromhex(path.read_text())
 
 
@@ -83,12 +83,6 @@ def _ensure_database(url: str) -> None:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
 
 
-def _write_private(path: Path, text: str) -> None:
+def _write(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_private(path, text.encode())

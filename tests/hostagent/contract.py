@@ -16,7 +16,7 @@ import pytest
 
 from hostagent.hypervisor import Expired, Hypervisor, Withdrawn
 from hostagent.scope import OrderScope
-from vmorch.core.codes import CODES
+from vmorch.core.codes import OUTCOMES
 from vmorch.core.hostcommands import (
     Answer,
     CreateDisk,
@@ -97,7 +97,7 @@ class HypervisorContract:
         answer = hypervisor.execute(command, scope())
         assert isinstance(answer, Failed), answer
         assert answer.code == code, answer
-        assert answer.code in CODES
+        assert answer.code in OUTCOMES
         assert answer.message
         return answer
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import json
 
-from vmorch.core.codes import CODES
+from vmorch.core.codes import OUTCOMES
 from vmorch.core.hostcommands import (
     AwaitReady,
     CreateDisk,
@@ -87,7 +87,7 @@ def test_every_command_is_idempotent_refusals_change_nothing_and_looking_tells_t
         after, answer = expect(host, command)
         if isinstance(answer, Failed):
             assert after == host
-            assert answer.code in CODES
+            assert answer.code in OUTCOMES
             assert isinstance(before, Failed)
         else:
             again, repeated = expect(after, command)

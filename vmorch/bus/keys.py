@@ -5,7 +5,6 @@ Must not decide who may do what: that is in the credentials.
 """
 
 import os
-import tempfile
 from base64 import b32decode, b32encode
 from binascii import Error as NotBase32
 from contextlib import suppress
@@ -15,6 +14,8 @@ from typing import Literal
 import nkeys
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
+
+from vmorch.bus.private import write_private
 
 Kind = Literal["operator", "account", "user"]
 
@@ -66,21 +67,7 @@ class KeyPair:
         Raises FileExistsError if there is one: a key is never overwritten.
         """
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        # mkstemp gives 0600; a link, unlike a rename, refuses to replace what is there
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(self._seed + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.link(temporary, path)
-        finally:
-            os.unlink(temporary)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        write_private(path, f"{self._seed}\n".encode(), replace=False)
 
     def __repr__(self) -> str:
         return f"KeyPair({self.public})"

@@ -21,7 +21,7 @@ class Code(Struct, frozen=True):
     explanation: str
 
 
-CODES: dict[str, Code] = {
+REFUSALS: dict[str, Code] = {
     # refusals of a request
     "bad-request": Code(400, 2, "The request cannot be read", "Its body or a parameter does not have the documented shape; the message names the field."),
     "bad-spec": Code(422, 2, "The specification contradicts itself", "Two of its figures cannot hold together; the message names them."),
@@ -55,8 +55,6 @@ CODES: dict[str, Code] = {
     "image-in-use": Code(409, 6, "The image is in use", "Disks of living VMs stand on it."),
     "wrong-checksum": Code(422, 6, "The checksum differs", "The bytes that came do not have the SHA-256 that was asked for; they were thrown away."),
     "hostile-image": Code(422, 6, "The image is refused", "Its header points outside itself, carries unknown features, claims an absurd size or is not what it says."),
-    "unsupported-image": Code(422, 6, "The image is of an unknown kind", "Its format or one of its features has no place in a template; the message names it."),
-    "broken-image": Code(422, 6, "The image is broken", "Its header contradicts itself or is cut off."),
     "image-too-large": Code(422, 6, "The image is too large", "Its bytes or its virtual size exceed what the cluster allows."),
     "bad-url": Code(422, 6, "The address is refused", "Only http and https to addresses that the cluster allows are fetched, redirects included."),
     "fetch-failed": Code(502, 7, "The address did not deliver", "The server behind the URL answered with an error or broke off."),
@@ -68,11 +66,13 @@ CODES: dict[str, Code] = {
     "too-many-requests": Code(429, 7, "Too many requests", "This address was asked too often in a short time; wait a little and repeat."),
     # the control plane's own troubles
     "log-unavailable": Code(503, 7, "The event log is unreachable", "Postgres does not answer; nothing was recorded, or it is not known. Repeat with the same request id."),
-    "not-leader": Code(503, 7, "Another server leads", "This server answers reads only; try again."),
     "server-unreachable": Code(503, 7, "The server is unreachable", "Nothing answers at the API's address."),
     "internal-error": Code(500, 1, "The server made a mistake", "A fault of vmorch; its log has the cause under the request id."),
     "server-disk-full": Code(507, 7, "The server's disk is full", "The image could not be stored."),
-    # outcomes of operations, as hosts report them
+}  # fmt: skip
+"""What a request can be answered with."""
+
+OUTCOMES: dict[str, Code] = {
     "cancelled": Code(409, 1, "Cancelled", "The operation was cancelled and what it had done was taken back."),
     "host-lost": Code(409, 1, "The host was given up", "An operator declared the host lost; the operation ended with it."),
     "host-silent": Code(504, 7, "The host did not answer in time", "What became of the step is not known until the host is heard again; deleting the VM cleans up in any case."),
@@ -93,7 +93,6 @@ CODES: dict[str, Code] = {
     "busy": Code(409, 1, "The domain is busy", "Another libvirt job held the domain for too long."),
     "guest-did-not-stop": Code(409, 1, "The guest did not stop", "It ignored the request to shut down; --force cuts its power."),
     "not-ready": Code(504, 1, "The guest runs but is not ready", "It did not pass its readiness check in time and was left running."),
-    "wrong-state": Code(409, 1, "The domain is in another state", "The domain's state on its host does not allow the step."),
     "stale-session": Code(409, 7, "The agent began a new session", "The order belonged to an earlier session and was not carried out."),
     "stale-incarnation": Code(409, 6, "Another history of the log", "The agent was enrolled under another incarnation of the log and obeys no other."),
     "stale-epoch": Code(409, 6, "A newer owner", "The agent knows a newer epoch of the VM than the order carried."),
@@ -101,6 +100,9 @@ CODES: dict[str, Code] = {
     "fault": Code(500, 1, "The agent made a mistake", "A fault of the host's agent; its log has the cause. The host was looked at afterwards."),
     "unknown-command": Code(409, 6, "The agent is too old", "It does not know this order."),
 }  # fmt: skip
+"""What an operation, or a step of it on its host, can end with."""
+
+CODES: dict[str, Code] = {**REFUSALS, **OUTCOMES}
 
 
 def code_of(name: str) -> Code:

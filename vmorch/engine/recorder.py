@@ -95,13 +95,13 @@ class Recorder:
             seen = self.world.fleet.position
             changes, decided = decide()
             chosen = tuple(changes)
+            if not chosen:
+                return [], decided
             about = meta(decided)
             for change in chosen:
                 if change.stream in self.world.poisoned:
                     raise Rejected("internal-error", f"{change.stream} holds an unreadable event")
             append, events = self._append(chosen, about, claim)
-            if not chosen:
-                return [], decided
             try:
                 appended = await self.world.log.append(append)
             except VersionConflict:
