@@ -300,3 +300,10 @@ def test_user_data_is_not_shown_to_whoever_reads_vms_and_operations(history: His
     ]
     assert b"canary" not in msgspec.json.encode(shown)
     assert b"sha256" in msgspec.json.encode(shown)
+
+
+def test_a_pause_that_finds_the_vm_off_is_undone_and_not_stuck(history: History) -> None:
+    vm = running(history).id
+    begin(history, vm, PauseVm())
+    off = Failed(code="libvirt-refused", message="domain is not running")
+    assert drive(history, vm, lambda *_: off).outcome == "undone"
