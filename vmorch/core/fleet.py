@@ -11,6 +11,7 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 import vmorch.core.operations  # noqa: F401  registers every operation's facts before the first is read
+from vmorch.core.aggregates.cluster import Cluster, ClusterEvent
 from vmorch.core.aggregates.host import Host, HostEvent, HostInvited, HostRetired
 from vmorch.core.aggregates.image import Image, ImageAdded, ImageEvent, ImageRemoved
 from vmorch.core.aggregates.token import Token, TokenCreated, TokenEvent, TokenRevoked
@@ -39,6 +40,7 @@ class Fleet:
         self.hosts: dict[HostId, Host] = {}
         self.images: dict[ImageId, Image] = {}
         self.tokens: dict[str, Token] = {}
+        self.cluster = Cluster()
         self.versions: dict[Stream, int] = {}
         self.operations: dict[OperationId, VmId] = {}
         self._deleted: deque[VmId] = deque()
@@ -58,6 +60,8 @@ class Fleet:
         elif isinstance(event, TokenEvent):
             token = self.tokens.get(id) or Token(id=id)
             self.tokens[id] = replace(event.apply(token, at), version=version)
+        elif isinstance(event, ClusterEvent):
+            self.cluster = replace(event.apply(self.cluster, at), version=version)
         self.skip(fact.stream, version, fact.position, at)
 
     def _vm(self, id: VmId, event: VmEvent, version: int, at: datetime) -> None:
@@ -91,6 +95,7 @@ class Fleet:
         other.position, other.recorded_at = self.position, self.recorded_at
         other.vms, other.hosts = dict(self.vms), dict(self.hosts)
         other.images, other.tokens = dict(self.images), dict(self.tokens)
+        other.cluster = self.cluster
         other.versions, other.operations = dict(self.versions), dict(self.operations)
         other._deleted = deque(self._deleted)
         return other

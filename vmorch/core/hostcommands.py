@@ -24,6 +24,8 @@ class Observed(Struct, frozen=True, kw_only=True, omit_defaults=True):
     vcpus: int = 0
     memory: MiB = MiB(0)
     addresses: tuple[str, ...] = ()
+    moving: bool = False
+    """libvirt is still at work on a migration of the domain: what is seen now will not last."""
 
 
 class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="done"):
@@ -43,6 +45,8 @@ class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="a
     code: str
     message: str
     observed: Observed | None = None
+    blockers: tuple[str, ...] = ()
+    """Everything that stands in the way, where more than one thing can."""
 
 
 Answer = Done | Failed
@@ -122,9 +126,10 @@ class UndefineDomain(DomainCommand, frozen=True, kw_only=True):
 
 @message("host.start-domain")
 class StartDomain(DomainCommand, frozen=True, kw_only=True):
-    """The domain runs."""
+    """The domain runs; `halted`, its vCPUs do not."""
 
     label = "start"
+    halted: bool = False
 
 
 @message("host.stop-domain")
@@ -176,3 +181,128 @@ class AwaitReady(DomainCommand, frozen=True, kw_only=True):
     label = "ready"
     ready: ReadySpec
     nics: tuple[NicSpec, ...]
+
+
+class Passage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a running guest is carried to another host.
+
+    `bandwidth` in MiB/s and `connections` are 0 where libvirt chooses. `max_downtime`: the longest pause at the
+    switch-over, in seconds. `slow_down`: the guest's processors are throttled while it does not converge. `within`
+    bounds the whole passage and `stall` the time without progress, both in seconds; what happens then is `on_stall`.
+    """
+
+    encrypted: bool
+    bandwidth: int = 0
+    max_downtime: float = 0.3
+    slow_down: bool = True
+    connections: int = 0
+    within: float = 3600.0
+    stall: float = 120.0
+    on_stall: Literal["abort", "postcopy"] = "abort"
+
+
+class Sample(Struct, frozen=True, kw_only=True):
+    """How far a passage has come. Sizes in bytes, rates in bytes per second, times in seconds; -1: not known yet.
+
+    `passes` counts how often memory was gone through; `throttle` is the per cent taken from the guest's processors.
+    """
+
+    elapsed: float
+    passes: int = 0
+    total: int = 0
+    sent: int = 0
+    remaining: int = -1
+    bandwidth: float = -1
+    dirty_rate: float = -1
+    downtime: float = -1
+    throttle: int = 0
+    postcopy: bool = False
+
+
+@message("host.prepare-arrival")
+class PrepareArrival(DomainCommand, frozen=True, kw_only=True):
+    """The host can take the domain in: everything that stands in the way is looked for and told at once.
+
+    `cpu` is the source's processor and `machine` the guest's board, empty where they are not known.
+    """
+
+    label = "check"
+    spec: VmSpec
+    cpu: str = ""
+    machine: str = ""
+    encrypted: bool = True
+
+
+@message("host.migrate-domain")
+class MigrateDomain(DomainCommand, frozen=True, kw_only=True):
+    """The domain has left for the host at `address` with its configuration, and so have the disks named in `copy`.
+
+    The answer says how libvirt's call ended; where the guest is only a look at both hosts can tell.
+    """
+
+    label = "migrate"
+    address: str
+    passage: Passage
+    copy: tuple[str, ...] = ()
+
+
+@message("host.tune-migration")
+class TuneMigration(DomainCommand, frozen=True, kw_only=True):
+    """The passage under way has these limits; what is None stays. With `postcopy` the guest is switched over now
+    and the rest of its memory follows."""
+
+    label = "tune"
+    bandwidth: int | None = None
+    max_downtime: float | None = None
+    postcopy: bool = False
+
+    @property
+    def lane(self) -> str:
+        # the passage itself holds the VM's lane
+        return f"tune/{self.vm}"
+
+
+@message("host.observe-domain")
+class ObserveDomain(DomainCommand, frozen=True, kw_only=True):
+    """Nothing is changed; the answer tells what is seen."""
+
+    label = "look"
+
+    @property
+    def lane(self) -> str:
+        # whatever hangs in the VM's lane must not hide the VM
+        return f"look/{self.vm}"
+
+
+@message("host.clear-domain")
+class ClearDomain(DomainCommand, frozen=True, kw_only=True):
+    """Neither a halted half of the domain nor its configuration stands on the host. One that runs is left alone and
+    refused as `runs-here`. Disks and seed stay."""
+
+    label = "clear"
+
+
+@message("host.claim-domain")
+class ClaimDomain(DomainCommand, frozen=True, kw_only=True):
+    """The domain is this host's: its configuration is `spec`, and if a migration left it halted and it shall `run`, it
+    runs on. Sent only when its other half is proven to be gone. One that is off stays off."""
+
+    label = "claim"
+    spec: VmSpec
+    run: bool
+
+
+@message("host.run-hook")
+class RunHook(HostCommand, frozen=True, kw_only=True):
+    """The host's own script of this name has run and ended well; a host without one has nothing to do.
+
+    `run` names this one run, so that a repeated order does not run it twice.
+    """
+
+    label = "hook"
+    name: Literal["before-maintenance", "after-maintenance"]
+    run: str
+
+    @property
+    def lane(self) -> str:
+        return "hook"

@@ -10,6 +10,7 @@ VmId = NewType("VmId", str)
 HostId = NewType("HostId", str)
 ImageId = NewType("ImageId", str)
 OperationId = NewType("OperationId", str)
+DrainId = NewType("DrainId", str)
 CommandId = NewType("CommandId", str)
 SessionId = NewType("SessionId", str)
 RequestId = NewType("RequestId", str)
@@ -25,7 +26,7 @@ MiB = NewType("MiB", int)
 GiB = NewType("GiB", int)
 Seconds = NewType("Seconds", float)
 
-AggregateKind = Literal["vm", "host", "image", "token", "cluster"]
+AggregateKind = Literal["vm", "host", "image", "token", "cluster", "drain", "budget", "maintenance"]
 
 
 def stream(kind: AggregateKind, id: str) -> Stream:

@@ -95,6 +95,11 @@ class Placing(Struct, frozen=True, kw_only=True, omit_defaults=True):
     away_from: Labels = {}
 
 
+Eviction = Literal["live", "restart", "stop", "never"]
+"""What becomes of a VM whose host is emptied: moved while it runs, moved by a restart, stopped where it is, or left
+alone, so that it blocks."""
+
+
 class VmSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A VM as asked for. `max_vcpus` and `max_memory` bound what can be changed while it runs."""
 
@@ -107,6 +112,7 @@ class VmSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     seed: SeedSpec | None = None
     ready: ReadySpec = ReadySpec()
     placing: Placing = Placing()
+    eviction: Eviction = "live"
 
     @property
     def disk_gib(self) -> GiB:
@@ -130,3 +136,14 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     qemu: str = ""
     agent: str = ""
     networks: tuple[str, ...] = ()
+    address: str = ""
+    """Where other hosts' libvirt reaches this one's: a name or an address, the one in its certificate."""
+    encrypts: bool = False
+    """Whether it has a certificate, so that guests can come and go encrypted."""
+    cpu: str = ""
+    """libvirt's XML of the host's processor, to be compared by libvirt alone."""
+    machines: tuple[str, ...] = ()
+    """Machine types that its QEMU can emulate, by their versioned names."""
+    local_dir: str = ""
+    shared_dir: str = ""
+    """Where VMs' files lie on it; a guest that moves finds them by the same names."""

@@ -100,6 +100,11 @@ class Host(Struct, frozen=True, kw_only=True):
     enrolled_by: str | None = None
     retired: bool = False
 
+    @property
+    def encrypts(self) -> bool:
+        """Whether guests can come and go encrypted."""
+        return self.facts is not None and self.facts.encrypts
+
     def total(self) -> Capacity:
         """All that may be promised, overcommit included; nothing before its agent reported facts."""
         if self.facts is None:

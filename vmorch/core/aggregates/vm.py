@@ -4,7 +4,7 @@
 but `active`. Must not know any particular operation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -27,6 +27,7 @@ from vmorch.core.operation import (
     step,
     step_done,
     step_failed,
+    step_over,
 )
 from vmorch.core.spec import Labels, VmSpec
 
@@ -62,8 +63,21 @@ class Drift(Struct, frozen=True, kw_only=True):
     seen: str
 
 
+class Frozen(Struct, frozen=True, kw_only=True):
+    """Nobody can tell where the VM is: what was seen at both ends when the operation gave up, and why it did not
+    help. Nothing may be done with the VM until both ends were seen, or somebody says where it is."""
+
+    operation: OperationId
+    source: HostId
+    destination: HostId
+    why: str
+    source_seen: Observed | None
+    destination_seen: Observed | None
+    since: datetime
+
+
 class Vm(Struct, frozen=True, kw_only=True):
-    """A VM, folded from its stream."""
+    """A VM, folded from its stream. `traces` are hosts besides its own where something of it may be left."""
 
     id: VmId
     name: str = ""
@@ -86,6 +100,8 @@ class Vm(Struct, frozen=True, kw_only=True):
     drift: tuple[Drift, ...] = ()
     active: OperationId | None = None
     operations: Mapping[OperationId, Operation] = {}
+    traces: frozenset[HostId] = frozenset()
+    frozen: Frozen | None = None
 
     def pending(self) -> dict[str, tuple[int, int]]:
         """What was asked but is not in force before the next start: field -> (in force, asked)."""
@@ -110,8 +126,10 @@ class VmEvent(Event, frozen=True, kw_only=True):
 
 
 class VmCommand(Command, frozen=True, kw_only=True):
-    """A request about one VM that exists. `needs` are the powers that it can start from."""
+    """A request about one VM that exists. `needs` are the powers that it can start from; `resolves` tells that it is
+    meant for a VM that is frozen because nobody can tell where it is, and for no other."""
 
+    resolves: ClassVar[bool] = False
     needs: ClassVar[frozenset[Power]] = frozenset({"off", "running", "paused", "crashed", "absent", "unknown"})
 
     def plan(self, vm: Vm, host: Host) -> Plan:
@@ -166,6 +184,8 @@ class OperationStarted(VmEvent, frozen=True, kw_only=True):
     actor: str = ""
     reason: str = ""
     position: int = 0
+    done: int = 0
+    """Steps that an earlier operation has done already."""
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
         started = Operation(
@@ -179,6 +199,7 @@ class OperationStarted(VmEvent, frozen=True, kw_only=True):
             reason=self.reason,
             started_at=at,
             started_position=self.position,
+            progress=Progress(done=self.done),
         )
         kept = dict(vm.operations)
         while len(kept) >= KEPT_OPERATIONS:
@@ -215,11 +236,12 @@ class StepDone(OperationEvent, frozen=True, kw_only=True):
     observed: Observed | None = None
 
     def advance(self, operation: Operation, at: datetime) -> Operation:
+        if operation.steps[self.index].judged and not self.undo:
+            return replace(operation, progress=step_over(operation.progress, self.index, None))
         return replace(operation, progress=step_done(operation.progress, self.index, undo=self.undo))
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
-        after = super().apply(vm, at)
-        return after if self.observed is None else see(after, self.observed, at)
+        return _see_step(super().apply(vm, at), self.operation, self.index, self.observed, at)
 
 
 @message("vm.step-failed")
@@ -233,16 +255,18 @@ class StepFailed(OperationEvent, frozen=True, kw_only=True):
     undo: bool = False
     attempt: int = 1
     observed: Observed | None = None
+    blockers: tuple[str, ...] = ()
 
     def advance(self, operation: Operation, at: datetime) -> Operation:
-        failure = Failed(code=self.code, message=self.message)
+        failure = Failed(code=self.code, message=self.message, blockers=self.blockers)
+        if operation.steps[self.index].judged and not self.undo:
+            return replace(operation, progress=step_over(operation.progress, self.index, failure))
         return replace(
             operation, progress=step_failed(operation.progress, self.index, failure, undo=self.undo)
         )
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
-        after = super().apply(vm, at)
-        return after if self.observed is None else see(after, self.observed, at)
+        return _see_step(super().apply(vm, at), self.operation, self.index, self.observed, at)
 
 
 @message("vm.step-timed-out")
@@ -257,6 +281,9 @@ class StepTimedOut(OperationEvent, frozen=True, kw_only=True):
         progress = operation.progress
         if self.index != progress.done and progress.failed is None:
             return operation
+        if operation.steps[self.index].judged and progress.failed is None:
+            silent = Failed(code="host-silent", message=self.message)
+            return replace(operation, progress=step_over(progress, self.index, silent))
         return replace(operation, progress=replace(progress, timed_out=self.message))
 
 
@@ -277,8 +304,16 @@ class OperationFinished(OperationEvent, frozen=True, kw_only=True):
     message: str = ""
 
     def advance(self, operation: Operation, at: datetime) -> Operation:
+        # what is not settled yet is carried through or taken back later, by the same facts
+        kept = self.code == "outcome-unknown"
         return replace(
-            operation, outcome=self.outcome, code=self.code, message=self.message, ended_at=at, success=(), failure=()
+            operation,
+            outcome=self.outcome,
+            code=self.code,
+            message=self.message,
+            ended_at=at,
+            success=operation.success if kept else (),
+            failure=operation.failure if kept else (),
         )
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
@@ -306,6 +341,14 @@ class VmDrifted(VmEvent, frozen=True, kw_only=True):
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
         return replace(vm, drift=self.drift)
+
+
+def _see_step(vm: Vm, operation: OperationId, index: int, seen: Observed | None, at: datetime) -> Vm:
+    """The VM after a step showed something. What another host than its own shows says nothing about it."""
+    running = vm.operations.get(operation)
+    if seen is None or running is None or index >= len(running.steps) or running.steps[index].host != vm.host:
+        return vm
+    return see(vm, seen, at)
 
 
 def see(vm: Vm, seen: Observed, at: datetime) -> Vm:
@@ -337,10 +380,12 @@ def boot(vm: VmId, spec: VmSpec, host: HostId, undo: HostCommand | None = None) 
     return (started, step(host, ready, keep=True, deadline=spec.ready.within + 15))
 
 
-def admit(vm: Vm, command: VmCommand, host: Host) -> Plan:
-    """The plan of a command, after the guards that hold for every one of them.
+def admit(vm: Vm, command: VmCommand, host: Host, plan: Callable[[], Plan] | None = None) -> Plan:
+    """The plan of a command, after the guards that hold for every one of them. `plan` makes it where the command
+    cannot by itself, because it takes more than the VM and its host.
 
-    Raises Rejected: `vm-gone`, `operation-in-flight`, `wrong-power-state`, `host-offline`, or the command's own.
+    Raises Rejected: `vm-gone`, `operation-in-flight`, `outcome-unknown`, `wrong-power-state`, `host-offline`, or the
+    command's own.
     """
     if vm.deleted_at is not None or vm.spec is None:
         raise Rejected("vm-gone", f"{vm.name} was deleted")
@@ -352,17 +397,26 @@ def admit(vm: Vm, command: VmCommand, host: Host) -> Plan:
             hint=f"vmorch op wait {running.id}",
             facts={"operation": running.id},
         )
+    if vm.frozen is not None and not command.resolves:
+        raise Rejected(
+            "outcome-unknown",
+            f"nobody can tell where {vm.name} is after its migration: {vm.frozen.why}",
+            hint=f"it settles when both hosts answer; else: vmorch vm describe {vm.name}, vmorch vm resolve {vm.name}",
+            facts={"operation": vm.frozen.operation},
+        )
+    if vm.frozen is None and command.resolves:
+        raise Rejected("already-so", f"it is known where {vm.name} is")
     if vm.power not in command.needs:
         wanted = " or ".join(sorted(command.needs))
         raise Rejected("wrong-power-state", f"{vm.name} is {vm.power}; {command.verb} needs it {wanted}")
-    plan = command.plan(vm, host)
-    if plan.steps and host.agent != "connected":
+    made = command.plan(vm, host) if plan is None else plan()
+    if made.steps and host.agent != "connected":
         raise Rejected(
             "host-offline",
             f"{host.name} is unreachable and {vm.name} stands on it",
             hint=f"vmorch host describe {host.name}",
         )
-    return plan
+    return made
 
 
 def open_operation(
@@ -392,6 +446,7 @@ def open_operation(
         actor=actor,
         reason=reason,
         position=position,
+        done=plan.done,
     )
     return (*plan.opening, change(stream("vm", vm), opened))
 

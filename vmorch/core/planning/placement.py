@@ -3,14 +3,14 @@
 The rules are a table, so that the reason shown is the rule that decided. Must not reserve anything.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from msgspec import Struct
 
 from vmorch.core.aggregates.host import Host, Reservation
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.errors import Rejected
-from vmorch.core.ids import HostId
+from vmorch.core.ids import HostId, VmId
 from vmorch.core.planning.view import ClusterView
 from vmorch.core.spec import VmSpec
 
@@ -36,13 +36,16 @@ class Placement(Struct, frozen=True, kw_only=True):
         return {each.name: each.against or f"score {each.score:.0f}: {each.why}" for each in self.verdicts}
 
 
-class _Question(Struct, frozen=True, kw_only=True):
+class Question(Struct, frozen=True, kw_only=True):
+    """May this VM stand on this host? `moving` names a VM that exists and comes from another one."""
+
     spec: VmSpec
     labels: Mapping[str, str]
     host: Host
     neighbours: tuple[Vm, ...]
     shared_promised: float
-    """What all hosts together promised of the storage that this one shares with them, in GiB."""
+    """What all hosts together promised to others of the storage that this one shares with them, in GiB."""
+    moving: VmId | None = None
 
 
 def place(view: ClusterView, spec: VmSpec, labels: Mapping[str, str]) -> Placement:
@@ -56,7 +59,7 @@ def place(view: ClusterView, spec: VmSpec, labels: Mapping[str, str]) -> Placeme
         if host.facts:
             shared[host.facts.shared_id] = shared.get(host.facts.shared_id, 0.0) + host.promised().shared_gib
     for host in view.hosts:
-        question = _Question(
+        question = Question(
             spec=spec,
             labels=labels,
             host=host,
@@ -76,17 +79,21 @@ def place(view: ClusterView, spec: VmSpec, labels: Mapping[str, str]) -> Placeme
     return Placement(host=verdicts[0][1], verdicts=tuple(verdict for verdict, _ in verdicts))
 
 
-def _judge(question: _Question) -> Verdict:
+def _judge(question: Question) -> Verdict:
     host = question.host
-    for rule in FILTERS:
-        against = rule(question)
-        if against:
-            return Verdict(host=host.id, name=host.name, against=against)
-    score, why = _score(question)
-    return Verdict(host=host.id, name=host.name, score=score, why=why)
+    against = next(objections(question), "")
+    if against:
+        return Verdict(host=host.id, name=host.name, against=against)
+    found, why = score(question)
+    return Verdict(host=host.id, name=host.name, score=found, why=why)
 
 
-def _agent(question: _Question) -> str:
+def objections(question: Question) -> Iterator[str]:
+    """Everything that speaks against the host, in the order of the rules."""
+    return filter(None, (rule(question) for rule in FILTERS))
+
+
+def _agent(question: Question) -> str:
     match question.host.agent:
         case "connected":
             return ""
@@ -96,19 +103,19 @@ def _agent(question: _Question) -> str:
             return "agent unreachable"
 
 
-def _cordon(question: _Question) -> str:
+def _cordon(question: Question) -> str:
     reason = question.host.cordoned
     if reason is None:
         return ""
     return f"cordoned ({reason})" if reason else "cordoned"
 
 
-def _named(question: _Question) -> str:
+def _named(question: Question) -> str:
     wanted = question.spec.placing.host
     return f"not {wanted}, which was asked for" if wanted and question.host.name != wanted else ""
 
 
-def _host_labels(question: _Question) -> str:
+def _host_labels(question: Question) -> str:
     lacking = [
         f"{key}={value}"
         for key, value in question.spec.placing.host_labels.items()
@@ -117,18 +124,18 @@ def _host_labels(question: _Question) -> str:
     return f"lacks label {', '.join(lacking)}" if lacking else ""
 
 
-def _networks(question: _Question) -> str:
+def _networks(question: Question) -> str:
     facts = question.host.facts
     have = facts.networks if facts else ()
     lacking = sorted({nic.network for nic in question.spec.nics if nic.network and nic.network not in have})
     return f"has no network {', '.join(lacking)}" if lacking else ""
 
 
-def _capacity(question: _Question) -> str:
-    return question.host.shortfall(Reservation.of(question.spec))
+def _capacity(question: Question) -> str:
+    return question.host.shortfall(Reservation.of(question.spec), question.moving)
 
 
-def _shared_storage(question: _Question) -> str:
+def _shared_storage(question: Question) -> str:
     asked = Reservation.of(question.spec).shared_gib
     total = question.host.total().shared_gib
     if asked and asked > total - question.shared_promised:
@@ -136,7 +143,7 @@ def _shared_storage(question: _Question) -> str:
     return ""
 
 
-def _keeps_away(question: _Question) -> str:
+def _keeps_away(question: Question) -> str:
     mine = question.spec.placing.away_from
     for vm in question.neighbours:
         theirs = vm.spec.placing.away_from if vm.spec else {}
@@ -149,7 +156,7 @@ def _matches(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return bool(wanted) and all(labels.get(key) == value for key, value in wanted.items())
 
 
-FILTERS: tuple[Callable[[_Question], str], ...] = (
+FILTERS: tuple[Callable[[Question], str], ...] = (
     _agent,
     _cordon,
     _named,
@@ -162,11 +169,11 @@ FILTERS: tuple[Callable[[_Question], str], ...] = (
 """In this order: the first that objects gives the reason that people see."""
 
 
-def _score(question: _Question) -> tuple[float, str]:
+def score(question: Question) -> tuple[float, str]:
     """0 to 100: the fraction left of the scarcest of memory, vCPUs and local disk once the VM is there."""
     host = question.host
     asked = Reservation.of(question.spec)
-    total, promised = host.total(), host.promised()
+    total, promised = host.total(), host.promised(without=question.moving)
     left = {
         "memory": _left(total.memory, promised.memory + asked.memory),
         "vCPUs": _left(total.vcpus, promised.vcpus + asked.vcpus),

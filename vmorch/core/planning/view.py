@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.aggregates.host import Host
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.fleet import Fleet
@@ -16,6 +17,7 @@ class ClusterView(Struct, frozen=True, kw_only=True):
     position: Position
     hosts: tuple[Host, ...]
     vms_on: Mapping[HostId, tuple[Vm, ...]]
+    policy: Policy = Policy()
 
 
 def view_of(fleet: Fleet) -> ClusterView:
@@ -28,4 +30,5 @@ def view_of(fleet: Fleet) -> ClusterView:
         position=fleet.position,
         hosts=tuple(host for host in fleet.hosts.values() if not host.retired),
         vms_on={host: tuple(vms) for host, vms in by_host.items()},
+        policy=fleet.cluster.policy,
     )

@@ -1,0 +1,59 @@
+"""The cluster's own settings: what holds for all hosts and VMs, changed by an admin and recorded like all else."""
+
+from datetime import datetime
+from typing import Annotated, ClassVar, Final
+
+from msgspec import Meta, Struct
+from msgspec.structs import replace
+
+from vmorch.core.errors import Rejected
+from vmorch.core.messages import Event, message
+
+ID: Final = "policy"
+"""There is one such stream: `cluster/policy`."""
+
+Limit = Annotated[int, Meta(ge=1, le=1000)]
+
+
+class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """`clear_migration`: guests may travel unencrypted where a host has no certificate. The others bound how many
+    guests travel at once: out of one host, into one host, in the whole cluster."""
+
+    clear_migration: bool = False
+    migrations_out: Limit = 4
+    migrations_in: Limit = 4
+    migrations: Limit = 32
+
+
+class Cluster(Struct, frozen=True, kw_only=True):
+    """The cluster, folded from its stream."""
+
+    version: int = 0
+    policy: Policy = Policy()
+
+
+class ClusterEvent(Event, frozen=True, kw_only=True):
+    """A fact about the cluster as a whole."""
+
+    subject: ClassVar[str] = "cluster"
+
+    def apply(self, cluster: Cluster, at: datetime) -> Cluster:
+        """The cluster after this fact, which was recorded at `at`."""
+        raise NotImplementedError(self.kind)
+
+
+@message("cluster.policy-set")
+class PolicySet(ClusterEvent, frozen=True, kw_only=True):
+    """The cluster's policy is this, whole."""
+
+    policy: Policy
+
+    def apply(self, cluster: Cluster, at: datetime) -> Cluster:
+        return replace(cluster, policy=self.policy)
+
+
+def set_policy(cluster: Cluster, wanted: Policy) -> list[ClusterEvent]:
+    """Change the policy. Raises Rejected `already-so`."""
+    if wanted == cluster.policy:
+        raise Rejected("already-so", "the cluster's policy is this already")
+    return [PolicySet(policy=wanted)]

@@ -1,0 +1,193 @@
+"""Where a VM that exists can go, and everything that keeps it from there: all blockers at once, host by host.
+
+Must not reserve anything, and must not ask a host: what only libvirt can tell, the destination checks before a move.
+"""
+
+from collections.abc import Mapping
+
+from msgspec import Struct
+
+from vmorch.core.aggregates.host import Host
+from vmorch.core.aggregates.vm import Vm
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import HostId
+from vmorch.core.operations.migrate import MigrateVm
+from vmorch.core.planning.placement import Question, objections, score
+from vmorch.core.planning.view import ClusterView
+from vmorch.core.spec import HostFacts
+
+
+class Traffic(Struct, frozen=True, kw_only=True):
+    """How many guests travel now, by the host that they leave and the one that they go to."""
+
+    out: Mapping[HostId, int]
+    into: Mapping[HostId, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.out.values())
+
+
+def traffic(view: ClusterView) -> Traffic:
+    """The migrations under way."""
+    out: dict[HostId, int] = {}
+    into: dict[HostId, int] = {}
+    for vms in view.vms_on.values():
+        for vm in vms:
+            operation = None if vm.active is None else vm.operations[vm.active]
+            ends = None if operation is None else next((each.judged for each in operation.steps if each.judged), None)
+            if ends is not None:
+                out[ends[0]] = out.get(ends[0], 0) + 1
+                into[ends[1]] = into.get(ends[1], 0) + 1
+    return Traffic(out=out, into=into)
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """A destination, whether the guest travels encrypted, and why there: host name -> score or all objections."""
+
+    host: Host
+    encrypted: bool
+    reasons: Mapping[str, str]
+
+
+def choose(view: ClusterView, vm: Vm, command: MigrateVm) -> Choice:
+    """The destination of a migration. Raises Rejected: `bad-spec`, `no-such-host`, `too-many-migrations`,
+    `cannot-migrate` with every blocker if one host was asked for, `no-host-fits` with those of every host if not."""
+    if command.to is not None and command.auto:
+        raise Rejected("bad-spec", "a destination and --auto exclude each other")
+    source = next((host for host in view.hosts if host.id == vm.host), None)
+    if source is None:
+        raise Rejected("vm-gone", f"{vm.name} stands on no host")
+    _check_limits(view, source)
+    if command.to is not None:
+        return _named(view, vm, command, source)
+    found = {host: blockers(view, vm, source, host, command) for host in view.hosts if host.id != source.id}
+    fitting = [host for host, against in found.items() if not against]
+    reasons = {host.name: "; ".join(against) for host, against in found.items() if against}
+    if not fitting:
+        raise Rejected(
+            "no-host-fits",
+            f"none of {len(found)} other hosts can take {vm.name}" if found else "the cluster has no other host",
+            hint=f"vmorch vm describe {vm.name}",
+            facts={host.name: list(against) for host, against in found.items()},
+        )
+    scored = {host.id: score(_question(view, vm, host)) for host in fitting}
+    best = min(fitting, key=lambda host: (-scored[host.id][0], host.name))
+    reasons |= {host.name: f"score {scored[host.id][0]:.0f}: {scored[host.id][1]}" for host in fitting}
+    _check_limits_in(view, best)
+    return Choice(host=best, encrypted=_encrypted(source, best), reasons=reasons)
+
+
+def _named(view: ClusterView, vm: Vm, command: MigrateVm, source: Host) -> Choice:
+    named = [host for host in view.hosts if command.to in (host.name, host.id)]
+    if not named:
+        raise Rejected("no-such-host", f"no host is called {command.to!r}", hint="vmorch host list")
+    destination = named[0]
+    against = blockers(view, vm, source, destination, command)
+    if against:
+        count = f"{len(against)} reasons" if len(against) > 1 else "1 reason"
+        raise Rejected(
+            "cannot-migrate",
+            f"{vm.name} cannot move to {destination.name} ({count})",
+            hint=f"vmorch vm migrate {vm.name} --dry-run shows where it can go",
+            facts={destination.name: list(against)},
+        )
+    _check_limits_in(view, destination)
+    encrypted = _encrypted(source, destination)
+    return Choice(host=destination, encrypted=encrypted, reasons={destination.name: "asked for"})
+
+
+def blockers(view: ClusterView, vm: Vm, source: Host, destination: Host, command: MigrateVm) -> tuple[str, ...]:
+    """Everything that keeps the VM from going there in this way; nothing if it can."""
+    if destination.id == source.id:
+        return ("it stands there already",)
+    found = list(objections(_question(view, vm, destination)))
+    here, there = source.facts, destination.facts
+    if here is None or there is None:
+        return tuple(found)
+    found += _storage(vm, here, there, command)
+    found += _machine(vm, here, there, command)
+    if not _encrypted(source, destination) and not view.policy.clear_migration and _travels(vm, command):
+        bare = [host.name for host in (source, destination) if not host.encrypts]
+        found.append(f"no certificate on {' and '.join(bare)}, and guests must travel encrypted")
+    return tuple(found)
+
+
+def _travels(vm: Vm, command: MigrateVm) -> bool:
+    """Whether a guest's memory or disks go over the network between the hosts."""
+    return command.copy_disks or (vm.power in ("running", "paused") and not command.cold)
+
+
+def _storage(vm: Vm, here: HostFacts, there: HostFacts, command: MigrateVm) -> list[str]:
+    assert vm.spec is not None
+    found = []
+    local = [disk.name for disk in vm.spec.disks if disk.storage == "local"]
+    shared = [disk.name for disk in vm.spec.disks if disk.storage == "shared"]
+    if local and not command.copy_disks:
+        found.append(f"disk {', '.join(local)} is on the source's local storage (--copy-disks carries it along)")
+    if shared and here.shared_id != there.shared_id:
+        found.append(f"disk {', '.join(shared)} is on a shared storage that it does not see")
+    if (here.local_dir, here.shared_dir) != (there.local_dir, there.shared_dir):
+        found.append(f"it keeps VMs in {there.local_dir} and {there.shared_dir or '-'}, the source elsewhere")
+    return found
+
+
+def _machine(vm: Vm, here: HostFacts, there: HostFacts, command: MigrateVm) -> list[str]:
+    if not _travels(vm, command):
+        return []
+    found = []
+    if not there.address:
+        found.append("its agent says no address for guests to come to")
+    if here.accel != there.accel:
+        found.append(f"it runs guests with {there.accel}, the source with {here.accel}")
+    lacking = [machine for machine in here.machines[-1:] if machine not in there.machines]
+    if lacking:
+        found.append(f"its QEMU has no machine type {', '.join(lacking)}")
+    if _version(there.qemu) < _version(here.qemu):
+        found.append(f"its QEMU {there.qemu} is older than the source's {here.qemu}")
+    if _version(there.libvirt) < _version(here.libvirt):
+        found.append(f"its libvirt {there.libvirt} is older than the source's {here.libvirt}")
+    return found
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".") if part.isdecimal())
+
+
+def _encrypted(source: Host, destination: Host) -> bool:
+    return source.encrypts and destination.encrypts
+
+
+def _question(view: ClusterView, vm: Vm, host: Host) -> Question:
+    assert vm.spec is not None
+    return Question(
+        spec=vm.spec,
+        labels=vm.labels,
+        host=host,
+        neighbours=tuple(each for each in view.vms_on.get(host.id, ()) if each.id != vm.id),
+        # its shared disks are promised already, wherever it runs
+        shared_promised=0.0,
+        moving=vm.id,
+    )
+
+
+def _check_limits(view: ClusterView, source: Host) -> None:
+    now = traffic(view)
+    if now.out.get(source.id, 0) >= view.policy.migrations_out:
+        raise _too_many(f"{now.out[source.id]} guests are leaving {source.name} now", view.policy.migrations_out)
+    if now.total >= view.policy.migrations:
+        raise _too_many(f"{now.total} guests travel in the cluster now", view.policy.migrations)
+
+
+def _check_limits_in(view: ClusterView, destination: Host) -> None:
+    coming = traffic(view).into.get(destination.id, 0)
+    if coming >= view.policy.migrations_in:
+        raise _too_many(f"{coming} guests are coming to {destination.name} now", view.policy.migrations_in)
+
+
+def _too_many(what: str, limit: int) -> Rejected:
+    return Rejected(
+        "too-many-migrations",
+        f"{what}, and {limit} may",
+        hint="wait for one (vmorch op list --state running), or vmorch cluster set",
+    )
