@@ -18,6 +18,7 @@ from vmorch.engine.effects import Clock, Ids, Secrets
 from vmorch.engine.handle import Handler
 from vmorch.engine.liveness import Liveness
 from vmorch.engine.operations import Operations
+from vmorch.engine.reconcile import Reconcile
 from vmorch.engine.recorder import Recorder
 from vmorch.engine.reports import Reports
 from vmorch.engine.world import World
@@ -66,6 +67,7 @@ class Control(Handler):
         self.operations = Operations(self.recorder, bus, cluster, keys.server, log.incarnation)
         self.reports = Reports(self.recorder, cluster, keys.server, log.incarnation, self._renewed)
         self.liveness = Liveness(self.recorder, bus)
+        self.reconcile = Reconcile(self.recorder, ids)
         self._leading = False
         self._serving = False
 
@@ -89,6 +91,7 @@ class Control(Handler):
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.operations.run(), name="operations")
                 group.create_task(self.liveness.run(), name="liveness")
+                group.create_task(self.reconcile.run(), name="reconcile")
         finally:
             self._leading = False
 

@@ -13,6 +13,7 @@ import structlog
 from vmorch.bus.bus import Bus, BusError
 from vmorch.bus.keys import verifier
 from vmorch.core.aggregates.host import Host
+from vmorch.core.aggregates.passage import LooksEnded, StepJudged
 from vmorch.core.aggregates.vm import (
     Operation,
     StepFailed,
@@ -21,12 +22,13 @@ from vmorch.core.aggregates.vm import (
     VmEvent,
     close_operation,
 )
-from vmorch.core.codec import Fact, unpack_host_command
+from vmorch.core.codec import Fact, Packed, pack, unpack_host_command
 from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import ObserveDomain
 from vmorch.core.ids import CommandId, OperationId, VmId, split_stream, stream
-from vmorch.core.operation import Change, Finish, Send, Step, Withdraw, change, next_action
+from vmorch.core.operation import Change, Finish, Look, Send, Settle, Withdraw, change, next_action
 from vmorch.engine.recorder import Recorder
-from vmorch.engine.reports import order_id
+from vmorch.engine.reports import OrderRef, order_id
 from vmorch.log.errors import LogError
 from vmorch.wire import subjects
 from vmorch.wire.envelopes import Forged, Order, Receipt, Signer, Withdrawal, seal, unseal
@@ -44,6 +46,14 @@ GRACE = 15.0
 
 WITHDRAWAL = 30.0
 """Seconds that an agent has to say what became of an order that was withdrawn."""
+
+JUDGE_AFTER = 20.0
+"""Seconds that the host of a judged step may be unreachable until its answer is waited for no longer: what became of
+the step is seen at its two ends anyway."""
+LOOKING = 60.0
+"""Seconds in which both ends of a passage must have been seen in a state that says whose the VM is."""
+NEXT_LOOK, LATER_LOOK = 0.5, 3.0
+"""Seconds before another look, first and at most."""
 
 FINAL_REFUSALS = frozenset({"stale-epoch", "stale-incarnation", "identity-changed", "unknown-command"})
 """Receipts that trying again cannot change."""
@@ -64,6 +74,7 @@ class Operations:
         self.signer = signer
         self.incarnation = incarnation
         self._tasks: dict[OperationId, asyncio.Task[None]] = {}
+        self._looking_since: dict[OperationId, float] = {}
         self._new: asyncio.Queue[tuple[VmId, OperationId]] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -94,6 +105,7 @@ class Operations:
 
     def _over(self, vm: VmId, operation: OperationId, task: asyncio.Task[None]) -> None:
         self._tasks.pop(operation, None)
+        self._looking_since.pop(operation, None)
         if not task.cancelled() and task.exception() is not None:
             logger.error("operation runner failed, it begins anew", operation=operation, exc_info=task.exception())
             asyncio.get_running_loop().call_later(RETRY, self._new.put_nowait, (vm, operation))
@@ -112,6 +124,10 @@ class Operations:
                         await self._step(vm, operation, index, undo=undo, withdraw=False)
                     case Withdraw(index=index):
                         await self._step(vm, operation, index, undo=False, withdraw=True)
+                    case Look() as look:
+                        await self._look(vm, operation, look)
+                    case Settle() as verdict:
+                        await self._record(vm_id, operation, partial(_judge, verdict))
             except LogError as error:
                 logger.warning("log away, operation waits", operation=operation_id, why=str(error))
                 await self.recorder.clock.sleep(RETRY)
@@ -124,6 +140,7 @@ class Operations:
         clock = self.recorder.clock
         ends = clock.monotonic() + (min(step.deadline, WITHDRAWAL) if withdraw else step.deadline) + GRACE
         trouble = "no answer"
+        gone_since: float | None = None
         with self.world.watch(stream("vm", vm.id), stream("host", step.host)) as moved:
             while True:
                 moved.clear()
@@ -138,8 +155,18 @@ class Operations:
                 wait = RETRY
                 if host.session is None or host.agent != "connected":
                     trouble, wait = f"{host.name} is unreachable", left
+                    if step.judged and not undo:
+                        gone_since = clock.monotonic() if gone_since is None else gone_since
+                        wait = gone_since + JUDGE_AFTER - clock.monotonic()
+                        if wait <= 0:
+                            await self._time_out(vm.id, operation, index, trouble)
+                            return
                 else:
-                    receipt = await self._send(host, vm, step, id, left, undo=undo, withdraw=withdraw)
+                    gone_since = None
+                    packed = step.undo if undo else step.command
+                    assert packed is not None
+                    receipt = await self._send(host, vm, packed, id, left, withdraw=withdraw)
+                    await self._tune(host, vm, operation, index, left)
                     if isinstance(receipt, str):
                         trouble = receipt
                     elif receipt.accepted:
@@ -151,12 +178,49 @@ class Operations:
                         trouble = f"{host.name}: {receipt.code} {receipt.message}".strip()
                 await _wait(moved, min(wait, left))
 
+    async def _tune(self, host: Host, vm: Vm, operation: Operation, index: int, left: float) -> None:
+        """Pass on what was asked for while the step is under way; it is asked again until it is answered."""
+        progress = operation.progress
+        for number in range(progress.tuned, len(progress.tunings)):
+            id = OrderRef(operation.id, index, "tune", number).id
+            await self._send(host, vm, progress.tunings[number], id, left, withdraw=False)
+
+    async def _look(self, vm: Vm, operation: Operation, look: Look) -> None:
+        """Have both ends of a judged step looked at, until they were or it has taken too long."""
+        clock = self.recorder.clock
+        since = self._looking_since.setdefault(operation.id, clock.monotonic())
+        if look.round > 1:
+            await clock.sleep(min(NEXT_LOOK * look.round, LATER_LOOK))
+        step = operation.steps[look.index]
+        assert step.judged is not None
+        source = operation.progress.sights.get(step.judged[0])
+        # a passage that is still seen to be under way has the time that it was given
+        limit = max(LOOKING, step.deadline) if source is not None and source.observed.moving else LOOKING
+        packed = pack(ObserveDomain(vm=vm.id))
+        id = OrderRef(operation.id, look.index, "look", look.round).id
+        with self.world.watch(stream("vm", vm.id), *(stream("host", each) for each in look.hosts)) as moved:
+            while True:
+                moved.clear()
+                current = self.world.fleet.vms[vm.id].operations.get(operation.id)
+                if current is None or current.progress != operation.progress or current.outcome is not None:
+                    return
+                left = since + limit - clock.monotonic()
+                if left <= 0:
+                    await self._record(vm.id, operation, partial(_end_looks, look.index))
+                    return
+                hosts = [self.world.fleet.hosts[each] for each in look.hosts]
+                here = [host for host in hosts if host.session is not None and host.agent == "connected"]
+                sent = [self._send(host, vm, packed, id, left, withdraw=False) for host in here]
+                receipts = await asyncio.gather(*sent)
+                heard = len(here) == len(hosts) and all(
+                    isinstance(receipt, Receipt) and receipt.accepted for receipt in receipts
+                )
+                await _wait(moved, min(ASK_AGAIN if heard else RETRY, left))
+
     async def _send(
-        self, host: Host, vm: Vm, step: Step, id: CommandId, left: float, *, undo: bool, withdraw: bool
+        self, host: Host, vm: Vm, packed: Packed, id: CommandId, left: float, *, withdraw: bool
     ) -> Receipt | str:
         assert host.session is not None
-        packed = step.undo if undo else step.command
-        assert packed is not None
         if withdraw:
             body: Order | Withdrawal = Withdrawal(
                 id=id,
@@ -223,6 +287,28 @@ class Operations:
         except Rejected as error:
             logger.error("operation could not be recorded", operation=seen.id, why=error.reason)
             await self.recorder.clock.sleep(RETRY)
+
+
+def _end_looks(index: int, vm: Vm, operation: Operation) -> tuple[Change, ...]:
+    ended = LooksEnded(operation=operation.id, index=index, why=f"not seen clearly within {LOOKING:g} s")
+    return (change(stream("vm", vm.id), ended),)
+
+
+def _judge(verdict: Settle, vm: Vm, operation: Operation) -> tuple[Change, ...]:
+    """The verdict with what it was made from, and the facts that follow from a step that is done."""
+    step = operation.steps[verdict.index]
+    assert step.judged is not None
+    source, destination = (operation.progress.sights.get(end) for end in step.judged)
+    judged = StepJudged(
+        operation=operation.id,
+        index=verdict.index,
+        verdict=verdict.verdict,
+        why=verdict.why,
+        source_seen=None if source is None else source.observed,
+        destination_seen=None if destination is None else destination.observed,
+    )
+    then = step.then if verdict.verdict == "moved" else ()
+    return (change(stream("vm", vm.id), judged), *then)
 
 
 def _close(end: Finish, vm: Vm, operation: Operation) -> tuple[Change, ...]:

@@ -61,15 +61,17 @@ def choose(view: ClusterView, vm: Vm, command: MigrateVm) -> Choice:
     _check_limits(view, source)
     if command.to is not None:
         return _named(view, vm, command, source)
-    found = {host: blockers(view, vm, source, host, command) for host in view.hosts if host.id != source.id}
-    fitting = [host for host, against in found.items() if not against]
-    reasons = {host.name: "; ".join(against) for host, against in found.items() if against}
+    found = [
+        (host, blockers(view, vm, source, host, command)) for host in view.hosts if host.id != source.id
+    ]
+    fitting = [host for host, against in found if not against]
+    reasons = {host.name: "; ".join(against) for host, against in found if against}
     if not fitting:
         raise Rejected(
             "no-host-fits",
             f"none of {len(found)} other hosts can take {vm.name}" if found else "the cluster has no other host",
             hint=f"vmorch vm describe {vm.name}",
-            facts={host.name: list(against) for host, against in found.items()},
+            facts={host.name: list(against) for host, against in found},
         )
     scored = {host.id: score(_question(view, vm, host)) for host in fitting}
     best = min(fitting, key=lambda host: (-scored[host.id][0], host.name))
