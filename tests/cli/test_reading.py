@@ -110,8 +110,10 @@ def test_pages_are_followed_to_the_end(api: Api, vmorch: Run) -> None:
 def test_a_vm_that_nobody_can_place_is_described_with_the_evidence_and_the_way_out(api: Api, vmorch: Run) -> None:
     source = {"host": "hv-01", "power": "paused", "reason": "migration"}
     destination = {"host": "hv-02", "power": "unknown", "reason": "not seen"}
-    frozen = {"operation": "op", "why": "the destination cannot be seen", "source": source, "destination": destination}
-    doc = {**json.loads(msgspec.json.encode(make.vm("web-1"))), "traces": ["hv-02"], "frozen": {**frozen, "since": None}}
+    why = "the destination cannot be seen"
+    frozen = {"operation": "op", "why": why, "source": source, "destination": destination}
+    known = json.loads(msgspec.json.encode(make.vm("web-1")))
+    doc = {**known, "traces": ["hv-02"], "frozen": {**frozen, "since": None}}
     api.on("GET /v1/vms/web-1", make.single("Vm", doc))
     api.on("GET /v1/events", make.listing("Event", []))
     shown = vmorch("vm", "describe", "web-1").stdout
