@@ -1,4 +1,4 @@
-"""Delete a VM: its domain with all that was kept for it and, unless they shall stay, its disks; then its promise of capacity."""
+"""Delete a VM: its domain with what was kept for it, its disks unless they shall stay; then its promise of capacity."""
 
 from typing import Annotated
 
