@@ -5,10 +5,11 @@ from contextlib import aclosing
 
 from starlette.responses import Response
 
-from vmorch.core.aggregates.vm import Operation
+from vmorch.core.aggregates.vm import Operation, Vm
 from vmorch.core.errors import Rejected
+from vmorch.core.fleet import Fleet
 from vmorch.core.ids import OperationId
-from vmorch.core.resources import operation_resource
+from vmorch.core.resources import operation_resource, vm_resource
 from vmorch.edge import answers, streams
 from vmorch.edge.calls import Call, Services
 from vmorch.edge.routes.reading import page, settle
@@ -55,6 +56,14 @@ async def _once(doc: bytes) -> AsyncIterator[bytes]:
     yield streams.message(doc, event="operation")
 
 
+def _now(fleet: Fleet, vm: Vm, operation: Operation) -> bytes:
+    """The operation; once it is over, its VM before it, so that whoever waited for the end need not ask for that."""
+    doc = streams.message(answers.encode(operation_resource(fleet, vm, operation)), event="operation")
+    if operation.outcome is None or vm.spec is None:
+        return doc
+    return streams.message(answers.encode(vm_resource(fleet, vm)), event="vm") + doc
+
+
 async def _watch(services: Services, id: OperationId) -> AsyncIterator[bytes]:
     seen: Operation | None = None
     moves = streams.lively(services.control.changes(), services.stopping, services.settings.keepalive)
@@ -71,7 +80,6 @@ async def _watch(services: Services, id: OperationId) -> AsyncIterator[bytes]:
                 return
             if found[1] is not seen:
                 seen = found[1]
-                doc = answers.encode(operation_resource(fleet, *found))
-                yield streams.message(doc, event="operation")
+                yield _now(fleet, *found)
             if seen.outcome is not None:
                 return
