@@ -212,6 +212,8 @@ class Bench:
             "VMORCH_API": f"unix:{lab.control.api_socket}",
             "VMORCH_TOKEN": lab.control.admin_token(),
         }
+        # an installed package is compiled; a checkout is by the round that warms up, unless this forbids it
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def by_direct_calls(self, name: str) -> Life:
         vm = VmId(str(uuid.uuid4()))
