@@ -9,9 +9,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
+from msgspec import Struct
+
 from cli.client import Client, decode
 from cli.problems import INTERRUPTED, Problem
-from cli.shapes import Operation
+from cli.shapes import Operation, Vm
 from cli.terminal import Terminal
 from cli.transport import Away, quote
 from cli.units import show_seconds
@@ -59,8 +61,15 @@ def farewell(left: Left) -> list[str]:
     return lines + [f"hint: vmorch op watch {id} | vmorch op cancel {id}" for id in left.going_on]
 
 
-def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator[Operation]:
-    """The operation at each change, the last one being its end. Reconnects by itself.
+class End(Struct, frozen=True):
+    """An operation that is over, and its VM as it was then if the server told."""
+
+    operation: Operation
+    vm: Vm | None = None
+
+
+def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator[Operation | Vm]:
+    """The operation at each change, the last one being its end; before that the VM. Reconnects by itself.
 
     Raises Problem: `no-such-operation`, or `server-unreachable` after AWAY_LIMIT without a word.
     """
@@ -70,9 +79,11 @@ def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator
         try:
             with closing(client.stream(f"/v1/operations/{quote(id)}/watch")) as events:
                 for event in events:
+                    failures, heard = 0, time.monotonic()
+                    if event.event == "vm":
+                        yield decode(event.data.encode(), Vm)
                     if event.event != "operation":
                         continue
-                    failures, heard = 0, time.monotonic()
                     operation = decode(event.data.encode(), Operation)
                     yield operation
                     if operation.over:
@@ -96,9 +107,9 @@ def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator
 
 def wait_for_end(client: Client, id: str, on_away: Callable[[str], None]) -> Operation:
     """The operation at its end."""
-    for operation in changes(client, id, on_away):
-        if operation.over:
-            return operation
+    for change in changes(client, id, on_away):
+        if isinstance(change, Operation) and change.over:
+            return change
     raise AssertionError("changes end with the operation's end")
 
 
@@ -148,11 +159,9 @@ class _Steps:
             self._terminal.show_live(f"{text}  {show_seconds(now - began)}")
 
 
-def follow(
-    client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = ""
-) -> Operation:
+def follow(client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = "") -> End:
     """Show the operation until its end and return that. Raises Detached, Overdue, Problem."""
-    arrivals: queue.Queue[Operation | BaseException] = queue.Queue()
+    arrivals: queue.Queue[Operation | Vm | BaseException] = queue.Queue()
     told_away = threading.Event()
 
     def on_away(why: str) -> None:
@@ -164,8 +173,8 @@ def follow(
 
     def listen() -> None:
         try:
-            for operation in changes(client, id, on_away):
-                arrivals.put(operation)
+            for change in changes(client, id, on_away):
+                arrivals.put(change)
         except BaseException as error:
             arrivals.put(error)
 
@@ -173,6 +182,7 @@ def follow(
         terminal.note(title)
     began = time.monotonic()
     steps = _Steps(terminal, began)
+    vm: Vm | None = None
     threading.Thread(target=listen, name=f"watch {id}", daemon=True).start()
     try:
         while True:
@@ -185,9 +195,12 @@ def follow(
                 continue
             if isinstance(arrival, BaseException):
                 raise arrival
+            if isinstance(arrival, Vm):
+                vm = arrival
+                continue
             steps.show(arrival, time.monotonic())
             if arrival.over:
-                return arrival
+                return End(arrival, vm)
     except KeyboardInterrupt:
         raise Detached([id]) from None
     finally:
