@@ -12,6 +12,7 @@ from contextlib import closing
 from msgspec import Struct
 
 from cli.client import Client, decode
+from cli.pace import show_pace
 from cli.problems import INTERRUPTED, Problem
 from cli.shapes import Operation, Vm
 from cli.terminal import Terminal
@@ -24,8 +25,8 @@ AWAY_LIMIT = 300.0
 _PAUSES = (0.2, 0.5, 1.0, 2.0)
 _TICK = 0.2
 
-MARKS = {"done": "ok", "failed": "!!", "undone": "<-", "undoing": "<.", "running": ".."}
-STYLE = {"done": "good", "failed": "bad", "undone": "warn", "undoing": "warn", "running": "dim"}
+MARKS = {"done": "ok", "failed": "!!", "undone": "<-", "undoing": "<.", "running": "..", "looking": "??"}
+STYLE = {"done": "good", "failed": "bad", "undone": "warn", "undoing": "warn", "running": "dim", "looking": "warn"}
 
 
 class Left(Exception):
@@ -122,12 +123,14 @@ class _Steps:
         self._since: dict[tuple[int, str], float] = {}
         self._told: set[tuple[int, str]] = set()
         self._running: tuple[str, float] | None = None
+        self._pace = ""
         self._first = True
 
     def show(self, operation: Operation, now: float) -> None:
         """What is new in this state of the operation."""
         width = max((len(step.label) for step in operation.steps), default=0)
         self._running = None
+        self._pace = f"  {show_pace(operation.pace)}" if operation.pace is not None else ""
         # while undoing, the last step comes back first
         undoing = any(step.state in ("undone", "undoing") for step in operation.steps)
         for step in reversed(operation.steps) if undoing else operation.steps:
@@ -138,7 +141,7 @@ class _Steps:
             if step.state == "waiting":
                 del self._since[(step.index, "running")]
                 continue
-            if step.state in ("running", "undoing"):
+            if step.state in ("running", "looking", "undoing"):
                 mark = self._terminal.paint_note(STYLE[step.state], MARKS[step.state])
                 self._running = (f"  {mark}  {step.label:<{width}}  {step.host}", began)
                 continue
@@ -156,7 +159,7 @@ class _Steps:
         """Move the clock of the running step."""
         if self._running is not None:
             text, began = self._running
-            self._terminal.show_live(f"{text}  {show_seconds(now - began)}")
+            self._terminal.show_live(f"{text}  {show_seconds(now - began)}{self._pace}")
 
 
 def follow(client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = "") -> End:
