@@ -12,6 +12,8 @@ from msgspec import Meta, Struct
 from vmorch.core.spec import NETWORK_PATTERN, Name
 
 DEFAULT_PATH = Path("/etc/vmorch/agent.toml")
+DEFAULT_PKI_DIR = Path("/etc/pki/vmorch")
+DEFAULT_HOOKS_DIR = Path("/etc/vmorch/hooks")
 
 
 class AgentSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +43,21 @@ class NetworkSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     default: Annotated[str, Meta(pattern=NETWORK_PATTERN)] | None = None
 
 
+class MigrationSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`address`: where other hosts' libvirt reaches this one's, a name or an address that its certificate names;
+    without it, the name that libvirt gives the host. `pki_dir` holds cacert.pem, clientcert.pem, clientkey.pem,
+    servercert.pem and serverkey.pem."""
+
+    address: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")] | None = None
+    pki_dir: str = str(DEFAULT_PKI_DIR)
+
+
+class HooksSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`dir` may hold executable files named after what they are run for, like `before-maintenance`."""
+
+    dir: str = str(DEFAULT_HOOKS_DIR)
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
@@ -48,6 +65,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     libvirt: LibvirtSection = LibvirtSection()
     storage: StorageSection = StorageSection()
     network: NetworkSection = NetworkSection()
+    migration: MigrationSection = MigrationSection()
+    hooks: HooksSection = HooksSection()
 
     @property
     def state_dir(self) -> Path:

@@ -149,6 +149,9 @@ def hypervisor_of(config: Config, identity: Identity, pair: keys.KeyPair) -> "Li
         fetch_base_url=lambda: identity.server_url,
         cluster=identity.cluster,
         request_headers=lambda path: headers(path, pair, identity.host, time.time()),
+        address=config.migration.address or "",
+        pki_dir=Path(config.migration.pki_dir),
+        hooks_dir=Path(config.hooks.dir),
     )
 
 
