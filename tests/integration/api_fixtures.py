@@ -35,6 +35,7 @@ from vmorch.edge.app import build_app
 from vmorch.edge.images import ImageStore
 from vmorch.edge.serve import serve
 from vmorch.edge.settings import EdgeSettings
+from vmorch.engine.authority import ensure_authority
 from vmorch.engine.caller import Caller
 from vmorch.engine.control import Control, Identity
 from vmorch.log.store import EventLog
@@ -135,7 +136,12 @@ async def api_over(database: Database, directory: Path, **settings: Any) -> Asyn
     engine = create_async_engine(database.app_url.replace("postgresql://", "postgresql+psycopg://", 1))
     projector = Projector(log, engine)
     bus = MemoryBus().link("server", subjects.server_inbox("test"))
-    identity = Identity(cluster="test", nats_url="nats://127.0.0.1:4222", keys=ensure_keys(directory / "keys"))
+    identity = Identity(
+        cluster="test",
+        nats_url="nats://127.0.0.1:4222",
+        keys=ensure_keys(directory / "keys"),
+        authority=ensure_authority(directory / "keys", "test", datetime.now(UTC)),
+    )
     control = Control(
         log, bus, projector.reached, identity, SystemClock(), new_id, secrets_of(b"test")
     )

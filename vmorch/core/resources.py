@@ -11,6 +11,7 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.aggregates.host import Capacity, Host
 from vmorch.core.aggregates.image import Image
 from vmorch.core.aggregates.token import Token
@@ -87,6 +88,15 @@ class OperationResource(Struct, frozen=True, kw_only=True):
     ended_at: datetime | None
 
 
+class CertificateResource(Struct, frozen=True, kw_only=True):
+    """A host's newest certificate: guests travel under these names until it expires."""
+
+    fingerprint: str
+    serial: str
+    names: tuple[str, ...]
+    expires: datetime
+
+
 class HostResource(Struct, frozen=True, kw_only=True):
     """A host as people see it. `state` is invited, active, cordoned, unreachable or retired."""
 
@@ -103,6 +113,14 @@ class HostResource(Struct, frozen=True, kw_only=True):
     overcommit: Mapping[str, float]
     unmanaged: tuple[str, ...]
     facts: HostFacts | None
+    certificate: CertificateResource | None
+    version: int
+
+
+class ClusterResource(Struct, frozen=True, kw_only=True):
+    """What holds for the whole cluster, as its admins set it."""
+
+    policy: Policy
     version: int
 
 
@@ -297,8 +315,23 @@ def host_resource(fleet: Fleet, host: Host) -> HostResource:
         },
         unmanaged=host.unmanaged,
         facts=host.facts,
+        certificate=_certificate(host),
         version=host.version,
     )
+
+
+def _certificate(host: Host) -> CertificateResource | None:
+    if not host.certificates:
+        return None
+    newest = host.certificates[-1]
+    return CertificateResource(
+        fingerprint=newest.fingerprint, serial=newest.serial, names=newest.names, expires=newest.expires
+    )
+
+
+def cluster_resource(fleet: Fleet) -> ClusterResource:
+    """The cluster's policy."""
+    return ClusterResource(policy=fleet.cluster.policy, version=fleet.cluster.version)
 
 
 def image_resource(image: Image) -> ImageResource:
