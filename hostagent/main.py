@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING
 import click
 import structlog
 
-from hostagent import hosting, sdnotify
+from hostagent import hosting, libvirt_settings, sdnotify
 from hostagent import identity as files
+from hostagent.certificates import Certificates, Desk, names_of, obtain, store_of, update_libvirtd
 from hostagent.checking import checks
 from hostagent.config import BadConfig, Config, load_config
 from hostagent.effects import real_effects
 from hostagent.enrolment import EnrolmentError, default_name, enroll
 from hostagent.identity import Identity
 from hostagent.logs import log_to_stderr
+from hostagent.pki import BadPki
 from hostagent.signed_fetch import headers
 from vmorch.bus import keys
 from vmorch.bus.link import UnsafeBroker
@@ -85,6 +87,12 @@ def enroll_command(
     except OSError as error:
         raise Refused("state-dir", str(error)) from error
     click.echo(f"host {identity.name} of cluster {identity.cluster} ({identity.host})")
+    try:
+        held = obtain(store_of(config), Desk(identity, _enrolled(config)[1]), names_of(config, identity))
+        click.echo(f"certificate of {', '.join(held.names)} in {config.pki_dir}, until {held.expires:%Y-%m-%d}")
+    except (EnrolmentError, BadPki, OSError) as error:
+        # the host is enrolled all the same, and its agent asks again until it has one
+        click.echo(f"no certificate yet, so guests cannot travel encrypted: {error}", err=True)
     click.echo("start it: systemctl enable --now vmorch-agent")
 
 
@@ -115,6 +123,48 @@ def check_command(path: Path | None) -> None:
         click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.subject}: {check.found}")
     if failed:
         raise SystemExit(1)
+
+
+@main.command("setup-libvirt", epilog="\b\nExample: vmorch-agent setup-libvirt --write")
+@_config
+@click.option("--write", is_flag=True, help="Change libvirt's files instead of showing what to set.")
+@click.option("--clear-migration", is_flag=True, help="Let guests travel unencrypted too, as the cluster's policy may.")
+@click.option(
+    "--libvirt-dir",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    default=Path("/etc/libvirt"),
+    show_default=True,
+)
+def setup_libvirt_command(path: Path | None, write: bool, clear_migration: bool, libvirt_dir: Path) -> None:
+    """Set libvirt up so that guests travel encrypted with this host's certificates; harmless to repeat.
+
+    libvirtd must be restarted afterwards. Guests survive that.
+    """
+    config = _settings(path)
+    try:
+        held = store_of(config).held()
+    except BadPki as error:
+        raise Refused(error.code, str(error)) from error
+    if held is None:
+        # with settings that name files that are not there libvirtd would not start again
+        raise Refused("no-certificate", f"{config.pki_dir} holds no certificate yet: enroll, or start the agent, first")
+    pki = config.pki_dir.absolute()
+    qemu = libvirt_settings.qemu_settings(pki, clear=clear_migration)
+    wanted = {
+        "libvirtd.conf": (libvirt_settings.libvirtd_settings(pki), {}),
+        "qemu.conf": (qemu, libvirt_settings.qemu_defaults(pki)),
+    }
+    for name, (settings, unless_set) in wanted.items():
+        file = libvirt_dir / name
+        if not write:
+            click.echo("\n".join([f"# {file}", *libvirt_settings.shown({**settings, **unless_set}), ""]))
+            continue
+        before = file.read_text() if file.exists() else ""
+        after = libvirt_settings.with_settings(before, settings, unless_set)
+        if after != before:
+            file.write_text(after)
+        click.echo(f"{file}: {'set' if after != before else 'as it should be'}")
+    click.echo("then: systemctl stop libvirtd; systemctl enable --now libvirtd-tls.socket; systemctl start libvirtd")
 
 
 def _settings(path: Path | None) -> Config:
@@ -165,14 +215,16 @@ async def _serve(config: Config, identity: Identity, pair: keys.KeyPair) -> None
     watchdog = asyncio.create_task(_feed_watchdog(), name="watchdog")
     try:
         hypervisor = await asyncio.to_thread(hypervisor_of, config, identity, pair)
+        effects = real_effects()
         await hosting.host(
             identity,
             pair,
             config.state_dir,
             hypervisor,
-            real_effects(),
+            effects,
             stop,
             lambda: sdnotify.notify(f"READY=1\nSTATUS=host {identity.name} of {identity.cluster}"),
+            Certificates(store_of(config), Desk(identity, pair), names_of(config, identity), effects, update_libvirtd),
         )
     finally:
         watchdog.cancel()
