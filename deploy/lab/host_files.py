@@ -73,6 +73,9 @@ shared_dir = "{shared_dir}"
 
 [network]
 default = "{network}"
+
+[migration]
+address = "{address}"
 """
 
 
@@ -101,7 +104,12 @@ def prepare(directory: Path, lab: str, name: str, index: int) -> None:
     if not settings.exists():
         settings.write_text(
             _AGENT_CONF.format(
-                agent_dir=AGENT_DIR, name=name, local_dir=LOCAL_DIR, shared_dir=SHARED_DIR, network=NETWORK
+                agent_dir=AGENT_DIR,
+                name=name,
+                local_dir=LOCAL_DIR,
+                shared_dir=SHARED_DIR,
+                network=NETWORK,
+                address=network.host_address(index),
             )
         )
     if not (directory / "etc").exists():
