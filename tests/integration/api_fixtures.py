@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import json
 import tempfile
 import time
@@ -187,11 +188,15 @@ async def api(database: Database) -> AsyncIterator[Api]:
             yield running
 
 
-def signed(pair: keys.KeyPair, host: str, path: str, *, at: float | None = None) -> dict[str, str]:
-    """The headers by which a host shows who it is."""
+def signed(
+    pair: keys.KeyPair, host: str, path: str, *, at: float | None = None, body: bytes | None = None
+) -> dict[str, str]:
+    """The headers by which a host shows who it is, to GET something or to POST `body`."""
     stamp = str(int(time.time() if at is None else at))
-    signature = pair.sign(f"GET {path} {stamp}".encode())
-    return {
+    digest = "" if body is None else hashlib.sha256(body).hexdigest()
+    text = f"GET {path} {stamp}" if body is None else f"POST {path} {stamp} {digest}"
+    signature = pair.sign(text.encode())
+    return ({"X-Vmorch-Content-SHA256": digest} if digest else {}) | {
         "X-Vmorch-Host": host,
         "X-Vmorch-Time": stamp,
         "X-Vmorch-Signature": base64.b64encode(signature).decode(),

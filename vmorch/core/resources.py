@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.aggregates.host import Capacity, Host
@@ -117,10 +117,14 @@ class HostResource(Struct, frozen=True, kw_only=True):
     version: int
 
 
+class PolicyResource(Policy, frozen=True, kw_only=True, omit_defaults=False):
+    """The policy with every field, also those that nobody set."""
+
+
 class ClusterResource(Struct, frozen=True, kw_only=True):
     """What holds for the whole cluster, as its admins set it."""
 
-    policy: Policy
+    policy: PolicyResource
     version: int
 
 
@@ -331,7 +335,7 @@ def _certificate(host: Host) -> CertificateResource | None:
 
 def cluster_resource(fleet: Fleet) -> ClusterResource:
     """The cluster's policy."""
-    return ClusterResource(policy=fleet.cluster.policy, version=fleet.cluster.version)
+    return ClusterResource(policy=PolicyResource(**asdict(fleet.cluster.policy)), version=fleet.cluster.version)
 
 
 def image_resource(image: Image) -> ImageResource:

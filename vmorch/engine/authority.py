@@ -33,6 +33,10 @@ MAX_CSR = 8192
 _SKEW = timedelta(minutes=10)
 """How far behind a host's clock may be without taking a new certificate for one of the future."""
 
+_UNREADABLE = (
+    ValueError, TypeError, x509.InvalidVersion, x509.DuplicateExtension, UnsupportedAlgorithm, InvalidSignature,
+)  # fmt: skip
+
 HostKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
@@ -124,7 +128,7 @@ def read_request(pem: str) -> Wish:
         proven = request.is_signature_valid
         called = [str(each.value) for each in request.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
         names = _wanted(request)
-    except (ValueError, TypeError, x509.DuplicateExtension, UnsupportedAlgorithm, InvalidSignature) as error:
+    except _UNREADABLE as error:
         raise Rejected("bad-csr", f"the certificate request cannot be read: {error}") from error
     if not proven:
         raise Rejected("bad-csr", "the certificate request is not signed by its own key")

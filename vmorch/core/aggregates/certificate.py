@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 from vmorch.core.errors import Rejected
 from vmorch.core.spec import NAME_PATTERN
 
-_LABEL: Final = re.compile(NAME_PATTERN)
+_LABEL: Final = re.compile(NAME_PATTERN.removesuffix("$"))
 
 Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{1,64}$")]
 
@@ -96,5 +96,5 @@ def _is_host_name(name: str) -> bool:
         len(name) <= 253
         and len(labels) <= 9
         and not labels[-1].isdigit()
-        and all(_LABEL.match(label) for label in labels)
+        and all(_LABEL.fullmatch(label) for label in labels)
     )

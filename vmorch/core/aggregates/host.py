@@ -337,11 +337,11 @@ class HostCertified(HostEvent, frozen=True, kw_only=True):
     """The cluster's authority signed a certificate for the host. `fingerprint` is the SHA-256 of the certificate, `key`
     that of its public key; the private key never left the host."""
 
-    serial: Hex
-    fingerprint: Hex
-    key: Hex
     names: tuple[str, ...]
     expires: datetime
+    fingerprint: Hex
+    serial: Hex
+    key: Hex
 
     def apply(self, host: Host, at: datetime) -> Host:
         issued = Certificate(
