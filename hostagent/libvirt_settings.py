@@ -1,10 +1,11 @@
 """What libvirtd and QEMU must be set to so that guests travel encrypted with the host's certificates.
 
-Texts only, and only the lines that are ours: whatever else an operator wrote stays. Must not restart anything.
+Only the lines and links that are ours: whatever else an operator made stays. Must not restart anything.
 """
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 BEGIN = "# vmorch: begin (written by `vmorch-agent setup-libvirt`, which replaces this block)"
@@ -13,17 +14,54 @@ END = "# vmorch: end"
 Settings = Mapping[str, str | int]
 
 
-def libvirtd_settings(pki: Path) -> Settings:
-    """libvirtd.conf: serve TLS, to those alone who hold a certificate of the cluster that was not revoked."""
+PLACES = {
+    "ca_file": ("CA/cacert.pem", "cacert.pem"),
+    "crl_file": ("CA/cacrl.pem", "cacrl.pem"),
+    "cert_file": ("libvirt/servercert.pem", "servercert.pem"),
+    "key_file": ("libvirt/private/serverkey.pem", "serverkey.pem"),
+}
+"""Setting -> where libvirtd looks under /etc/pki, whatever it is set to, when it is told to read its files again, and
+the name of the file in the host's own directory."""
+
+
+def libvirtd_settings(files: Mapping[str, Path]) -> Settings:
+    """libvirtd.conf: serve TLS with these files, to those alone who hold a certificate of the cluster that was not
+    revoked."""
     return {
         "listen_tls": 1,
         "auth_tls": "none",
-        "ca_file": str(pki / "cacert.pem"),
-        "crl_file": str(pki / "cacrl.pem"),
-        "cert_file": str(pki / "servercert.pem"),
-        "key_file": str(pki / "serverkey.pem"),
+        **{key: str(path) for key, path in files.items()},
         "tls_no_verify_certificate": 0,
     }
+
+
+def own_files(pki: Path) -> dict[str, Path]:
+    """The files in the host's own directory."""
+    return {key: pki / name for key, (_, name) in PLACES.items()}
+
+
+def default_files(root: Path) -> dict[str, Path]:
+    """The files where libvirtd looks by itself; `root` is /etc/pki."""
+    return {key: root / place for key, (place, _) in PLACES.items()}
+
+
+def taken(root: Path, pki: Path) -> list[Path]:
+    """The places where libvirtd looks by itself that hold something else than a link to the host's own file."""
+    own = own_files(pki)
+    return [
+        path
+        for key, path in default_files(root).items()
+        if os.path.lexists(path) and not (path.is_symlink() and path.readlink() == own[key])
+    ]
+
+
+def link(root: Path, pki: Path) -> None:
+    """Let libvirtd find the host's own files where it looks by itself. None of the places may be taken."""
+    own = own_files(pki)
+    for key, path in default_files(root).items():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        if not path.is_symlink():
+            path.symlink_to(own[key])
 
 
 def qemu_settings(pki: Path, *, clear: bool) -> Settings:
@@ -67,3 +105,27 @@ def _without_block(lines: list[str]) -> list[str]:
 def _key(line: str) -> str:
     found = re.match(r"\s*([A-Za-z0-9_]+)\s*=", line)
     return found[1] if found else ""
+
+
+def set_up_libvirt(pki: Path, libvirt_dir: Path, root: Path, write: bool, clear: bool) -> Iterator[str]:
+    """Write everything, or only show it, and say what was done. Raises OSError."""
+    others = taken(root, pki)
+    if others:
+        yield f"# {others[0]} is somebody else's: restart libvirtd after each renewal, it cannot be told of it"
+    elif write:
+        link(root, pki)
+    files = own_files(pki) if others else default_files(root)
+    texts = {
+        "libvirtd.conf": (libvirtd_settings(files), {}),
+        "qemu.conf": (qemu_settings(pki, clear=clear), qemu_defaults(pki)),
+    }
+    for name, (settings, unless_set) in texts.items():
+        file = libvirt_dir / name
+        if not write:
+            yield "\n".join([f"# {file}", *shown({**settings, **unless_set}), ""])
+            continue
+        before = file.read_text() if file.exists() else ""
+        after = with_settings(before, settings, unless_set)
+        if after != before:
+            file.write_text(after)
+        yield f"{file}: {'set' if after != before else 'as it should be'}"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 import structlog
 
-from hostagent import hosting, libvirt_settings, sdnotify
+from hostagent import hosting, sdnotify
 from hostagent import identity as files
 from hostagent.certificates import Certificates, Desk, names_of, obtain, store_of, update_libvirtd
 from hostagent.checking import checks
@@ -22,6 +22,7 @@ from hostagent.config import BadConfig, Config, load_config
 from hostagent.effects import real_effects
 from hostagent.enrolment import EnrolmentError, default_name, enroll
 from hostagent.identity import Identity
+from hostagent.libvirt_settings import set_up_libvirt
 from hostagent.logs import log_to_stderr
 from hostagent.pki import BadPki
 from hostagent.signed_fetch import headers
@@ -39,6 +40,9 @@ _config = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="TOML file.  [default: /etc/vmorch/agent.toml]",
 )
+
+
+_directory = click.Path(file_okay=False, path_type=Path)
 
 
 class Refused(click.ClickException):
@@ -129,13 +133,11 @@ def check_command(path: Path | None) -> None:
 @_config
 @click.option("--write", is_flag=True, help="Change libvirt's files instead of showing what to set.")
 @click.option("--clear-migration", is_flag=True, help="Let guests travel unencrypted too, as the cluster's policy may.")
-@click.option(
-    "--libvirt-dir",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
-    default=Path("/etc/libvirt"),
-    show_default=True,
-)
-def setup_libvirt_command(path: Path | None, write: bool, clear_migration: bool, libvirt_dir: Path) -> None:
+@click.option("--libvirt-dir", type=_directory, default=Path("/etc/libvirt"), show_default=True)
+@click.option("--pki-root", type=_directory, default=Path("/etc/pki"), show_default=True)
+def setup_libvirt_command(
+    path: Path | None, write: bool, clear_migration: bool, libvirt_dir: Path, pki_root: Path
+) -> None:
     """Set libvirt up so that guests travel encrypted with this host's certificates; harmless to repeat.
 
     libvirtd must be restarted afterwards. Guests survive that.
@@ -143,28 +145,16 @@ def setup_libvirt_command(path: Path | None, write: bool, clear_migration: bool,
     config = _settings(path)
     try:
         held = store_of(config).held()
-    except BadPki as error:
-        raise Refused(error.code, str(error)) from error
-    if held is None:
-        # with settings that name files that are not there libvirtd would not start again
-        raise Refused("no-certificate", f"{config.pki_dir} holds no certificate yet: enroll, or start the agent, first")
-    pki = config.pki_dir.absolute()
-    qemu = libvirt_settings.qemu_settings(pki, clear=clear_migration)
-    wanted = {
-        "libvirtd.conf": (libvirt_settings.libvirtd_settings(pki), {}),
-        "qemu.conf": (qemu, libvirt_settings.qemu_defaults(pki)),
-    }
-    for name, (settings, unless_set) in wanted.items():
-        file = libvirt_dir / name
-        if not write:
-            click.echo("\n".join([f"# {file}", *libvirt_settings.shown({**settings, **unless_set}), ""]))
-            continue
-        before = file.read_text() if file.exists() else ""
-        after = libvirt_settings.with_settings(before, settings, unless_set)
-        if after != before:
-            file.write_text(after)
-        click.echo(f"{file}: {'set' if after != before else 'as it should be'}")
-    click.echo("then: systemctl stop libvirtd; systemctl enable --now libvirtd-tls.socket; systemctl start libvirtd")
+        if held is None:
+            # with settings that name files that are not there libvirtd would not start again
+            raise Refused("no-certificate", f"{config.pki_dir} holds no certificate yet: start the agent first")
+        for line in set_up_libvirt(config.pki_dir.absolute(), libvirt_dir, pki_root, write, clear_migration):
+            click.echo(line)
+    except (BadPki, OSError) as error:
+        raise Refused(getattr(error, "code", "libvirt-files"), str(error)) from error
+    if write:
+        sockets = "systemctl enable --now libvirtd-tls.socket"
+        click.echo(f"then: systemctl stop libvirtd; {sockets}; systemctl start libvirtd")
 
 
 def _settings(path: Path | None) -> Config:
