@@ -100,13 +100,20 @@ class Certificates:
     """Looks after the certificates in `store`. `changed` is called, on any thread, after they changed."""
 
     def __init__(
-        self, store: Store, desk: Desk, names: tuple[str, ...], effects: Effects, changed: Callable[[], None]
+        self,
+        store: Store,
+        desk: Desk,
+        names: tuple[str, ...],
+        effects: Effects,
+        changed: Callable[[], None],
+        every: float = LOOK_EVERY,
     ) -> None:
         self._store = store
         self._desk = desk
         self._names = names
         self._effects = effects
         self._changed = changed
+        self._every = every
 
     async def keep(self, first: Callable[[], None]) -> None:
         """Until cancelled: have a certificate that is good for long and the newest list of revoked ones. `first` is
@@ -114,9 +121,9 @@ class Certificates:
         wait = _FIRST_WAIT
         while True:
             try:
-                if await self._effects.blocking.run(self._look):
+                if await self._effects.blocking.run(self.look):
                     first()
-                wait, pause = _FIRST_WAIT, LOOK_EVERY
+                wait, pause = _FIRST_WAIT, self._every
             except (EnrolmentError, BadPki) as error:
                 _log.warning("certificates not looked after", code=error.code, error=str(error))
                 wait, pause = min(wait * 2, _LONGEST_WAIT), wait
@@ -125,8 +132,9 @@ class Certificates:
                 wait, pause = min(wait * 2, _LONGEST_WAIT), wait
             await asyncio.sleep(pause * (0.5 + self._effects.chance() / 2))
 
-    def _look(self) -> bool:
-        """Whether this host has a certificate now and had none before."""
+    def look(self) -> bool:
+        """Renew what needs it; whether this host has a certificate now and had none before. Blocking. Raises
+        EnrolmentError, BadPki, OSError."""
         held = self._held()
         why = lacking(held, self._names, datetime.fromtimestamp(self._effects.wall(), UTC))
         if why:
