@@ -7,6 +7,7 @@ from vmorch.core.codes import CODES
 from vmorch.core.errors import Rejected
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS
 from vmorch.core.resources import (
+    ClusterResource,
     EventResource,
     HostResource,
     ImageResource,
@@ -23,6 +24,7 @@ RESOURCES: dict[str, type] = {
     "Image": ImageResource,
     "Operation": OperationResource,
     "Token": TokenResource,
+    "Cluster": ClusterResource,
     "Event": EventResource,
 }
 
