@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import TypeVar
 
 import structlog
 
@@ -16,10 +17,12 @@ from hostagent.config import Config
 from hostagent.effects import Effects
 from hostagent.enrolment import EnrolmentError, ask_certificate, ask_revoked
 from hostagent.identity import Identity
-from hostagent.pki import BadPki, Held, Store
+from hostagent.pki import BadPki, Held, OtherAuthority, Store
 from vmorch.bus.keys import KeyPair, verifier
-from vmorch.wire.certificates import Issued
+from vmorch.wire.certificates import Issued, Revoked
 from vmorch.wire.envelopes import Forged, unseal
+
+T = TypeVar("T", Issued, Revoked)
 
 LOOK_EVERY = 60.0
 """Seconds between looks; a revoked certificate is refused by then."""
@@ -37,18 +40,21 @@ class Desk:
 
     def certify(self, csr: str) -> Issued:
         """A certificate for the key of this request. Raises EnrolmentError."""
-        server = verifier(self.identity.server_key)
-        try:
-            issued: Issued = unseal(ask_certificate(self.identity, self._pair, csr, time.time()), Issued, server)
-        except Forged as error:
-            raise EnrolmentError("unexpected-answer", f"the certificate is not the control plane's: {error}") from error
+        issued = self._opened(ask_certificate(self.identity, self._pair, csr, time.time()), Issued)
         if issued.host != self.identity.host:
             raise EnrolmentError("unexpected-answer", "the certificate is another host's")
         return issued
 
     def revoked(self) -> str:
         """The list of certificates that are to be trusted no more. Raises EnrolmentError."""
-        return ask_revoked(self.identity, self._pair, time.time())
+        return self._opened(ask_revoked(self.identity, self._pair, time.time()), Revoked).revoked
+
+    def _opened(self, sealed: bytes, type: type[T]) -> T:
+        try:
+            found: T = unseal(sealed, type, verifier(self.identity.server_key))
+        except Forged as error:
+            raise EnrolmentError("unexpected-answer", f"the answer is not the control plane's: {error}") from error
+        return found
 
 
 def store_of(config: Config) -> Store:
@@ -137,14 +143,17 @@ class Certificates:
         EnrolmentError, BadPki, OSError."""
         held = self._held()
         why = lacking(held, self._names, datetime.fromtimestamp(self._effects.wall(), UTC))
+        if not why:
+            try:
+                if not self._store.renew_revoked(self._desk.revoked()):
+                    return False
+                _log.info("list of revoked certificates renewed")
+            except OtherAuthority:
+                why = "the cluster has a new authority"
         if why:
             new = obtain(self._store, self._desk, self._names)
             until = f"{new.expires:%Y-%m-%d %H:%M} UTC"
             _log.info("certificate obtained", why=why, names=new.names, until=until, fingerprint=new.fingerprint)
-        elif not self._store.renew_revoked(self._desk.revoked()):
-            return False
-        else:
-            _log.info("list of revoked certificates renewed")
         self._changed()
         return held is None
 

@@ -23,7 +23,7 @@ from hostagent.enrolment import EnrolmentError, enroll
 from hostagent.identity import KEY as HOST_KEY
 from hostagent.identity import Identity
 from hostagent.main import main
-from hostagent.pki import NAMES, BadPki, Held, Store
+from hostagent.pki import NAMES, BadPki, Held, OtherAuthority, Store
 from vmorch.bus import keys
 from vmorch.bus.credentials import ensure_keys
 from vmorch.engine.authority import ensure_authority
@@ -233,14 +233,30 @@ def test_a_revoked_certificate_is_known_at_the_next_look(store: Store, desk: Des
     assert store.renew_revoked(front.revoked_list())
 
 
-def test_a_list_of_a_stranger_is_not_taken(store: Store, desk: Desk, front: FrontDesk, tmp_path: Path) -> None:
+def test_a_stranger_s_list_is_not_taken(store: Store, desk: Desk, front: FrontDesk, tmp_path: Path) -> None:
     watched = Watched(store, desk)
     watched.certificates.look()
-    before = everything(store)
+    before, ours = everything(store), front.keys
     front.authority = ensure_authority(tmp_path / "stranger", "lab", datetime.now(UTC))
-    with pytest.raises(BadPki):
+    front.keys = replace(ours, server=keys.create("user"))
+    with pytest.raises(EnrolmentError):
         watched.certificates.look()
     assert everything(store) == before
+    with pytest.raises(OtherAuthority):
+        store.renew_revoked(front.revoked_list())
+    assert everything(store) == before
+
+
+def test_a_new_authority_of_the_cluster_brings_a_new_certificate(
+    store: Store, desk: Desk, front: FrontDesk, tmp_path: Path
+) -> None:
+    watched = Watched(store, desk)
+    watched.certificates.look()
+    front.authority = ensure_authority(tmp_path / "new", "lab", datetime.now(UTC))
+    watched.certificates.look()
+    assert read(store, "cacert.pem").decode() == front.authority.certificate
+    watched.certificates.look()
+    assert len(front.wishes) == 2
 
 
 def test_the_agent_asks_until_it_has_one_and_says_so_once(store: Store, desk: Desk, front: FrontDesk) -> None:
