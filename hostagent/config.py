@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from vmorch.core.spec import NETWORK_PATTERN, Name
 
 DEFAULT_PATH = Path("/etc/vmorch/agent.toml")
+DEFAULT_HOOKS_DIR = Path("/etc/vmorch/hooks")
 
 
 class AgentSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +55,12 @@ class MigrationSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     group: str | None = None
 
 
+class HooksSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`dir` may hold executable files named after what they are run for, like `before-maintenance`."""
+
+    dir: str = str(DEFAULT_HOOKS_DIR)
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
@@ -62,6 +69,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     storage: StorageSection = StorageSection()
     network: NetworkSection = NetworkSection()
     migration: MigrationSection = MigrationSection()
+    hooks: HooksSection = HooksSection()
 
     @property
     def state_dir(self) -> Path:

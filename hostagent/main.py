@@ -16,7 +16,7 @@ import structlog
 
 from hostagent import hosting, sdnotify
 from hostagent import identity as files
-from hostagent.certificates import Certificates, Desk, names_of, obtain, store_of, update_libvirtd
+from hostagent.certificates import Certificates, Desk, names_of, obtain, own_address, store_of, update_libvirtd
 from hostagent.checking import checks
 from hostagent.config import BadConfig, Config, load_config
 from hostagent.effects import real_effects
@@ -189,6 +189,9 @@ def hypervisor_of(config: Config, identity: Identity, pair: keys.KeyPair) -> "Li
         fetch_base_url=lambda: identity.server_url,
         cluster=identity.cluster,
         request_headers=lambda path: headers(path, pair, identity.host, time.time()),
+        address=own_address(config),
+        pki_dir=config.pki_dir,
+        hooks_dir=Path(config.hooks.dir),
     )
 
 

@@ -48,6 +48,11 @@ NAMES = {
 _DRAFT = ".new-"
 
 
+def lacking(directory: Path) -> tuple[str, ...]:
+    """Which of the files that a guest needs to travel encrypted are not in the directory."""
+    return tuple(name for name in sorted(NAMES) if NAMES[name] != REVOKED and not (directory / name).is_file())
+
+
 class BadPki(Exception):
     """Certificates cannot be used or stored. `code` is `bad-certificate`, `other-authority`, `not-ours` or
     `no-such-group`."""

@@ -55,9 +55,13 @@ class History:
     def host(self, name: str, *, cpus: int = 8, memory: int = 16384, disk: int = 100, **facts: object) -> HostId:
         """A connected host."""
         id = HostId(f"host-{name}")
+        known: dict[str, object] = {
+            "networks": ("lab",), "shared_gib": GiB(disk), "shared_id": "san", "encrypts": True, "address": name,
+            "machines": ("pc-q35-7.2",), "qemu": "7.2.22", "libvirt": "9.0.0", **facts,
+        }  # fmt: skip
         said = HostFacts(
             hostname=name, machine_id=f"machine-{name}", cpus=cpus, memory=MiB(memory), local_gib=GiB(disk),
-            networks=("lab",), **facts,  # type: ignore[arg-type]
+            **known,  # type: ignore[arg-type]
         )
         self.record(
             stream("host", id),
