@@ -83,7 +83,7 @@ def names_of(config: Config, identity: Identity) -> tuple[str, ...]:
     return (identity.name,) if address in (identity.name, "localhost") else (identity.name, address)
 
 
-def lacking(held: Held | None, names: tuple[str, ...], now: datetime) -> str:
+def why_renew(held: Held | None, names: tuple[str, ...], now: datetime) -> str:
     """Why a new certificate is needed; empty if it is not."""
     if held is None:
         return "there is none"
@@ -142,7 +142,7 @@ class Certificates:
         """Renew what needs it; whether this host has a certificate now and had none before. Blocking. Raises
         EnrolmentError, BadPki, OSError."""
         held = self._held()
-        why = lacking(held, self._names, datetime.fromtimestamp(self._effects.wall(), UTC))
+        why = why_renew(held, self._names, datetime.fromtimestamp(self._effects.wall(), UTC))
         if not why:
             try:
                 if not self._store.renew_revoked(self._desk.revoked()):

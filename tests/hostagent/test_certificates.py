@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from scripted import until
 
 from hostagent import pki
-from hostagent.certificates import Certificates, Desk, lacking, obtain, own_address
+from hostagent.certificates import Certificates, Desk, obtain, own_address, why_renew
 from hostagent.config import Config, MigrationSection
 from hostagent.effects import Effects, real_effects
 from hostagent.enrolment import EnrolmentError, enroll
@@ -170,11 +170,11 @@ def held(days: float, names: tuple[str, ...] = NAMED) -> Held:
 
 def test_a_certificate_is_renewed_when_a_third_of_it_is_left_or_a_name_is_missing() -> None:
     begins = datetime(2026, 1, 1, tzinfo=UTC)
-    assert lacking(None, NAMED, begins) == "there is none"
-    assert lacking(held(90), NAMED, begins + timedelta(days=59)) == ""
-    assert "ends" in lacking(held(90), NAMED, begins + timedelta(days=60))
-    assert "ends" in lacking(held(90), NAMED, begins + timedelta(days=100))
-    assert "10.0.0.2" in lacking(held(90), (*NAMED, "10.0.0.2"), begins)
+    assert why_renew(None, NAMED, begins) == "there is none"
+    assert why_renew(held(90), NAMED, begins + timedelta(days=59)) == ""
+    assert "ends" in why_renew(held(90), NAMED, begins + timedelta(days=60))
+    assert "ends" in why_renew(held(90), NAMED, begins + timedelta(days=100))
+    assert "10.0.0.2" in why_renew(held(90), (*NAMED, "10.0.0.2"), begins)
 
 
 class Watched:
