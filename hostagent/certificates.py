@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import TypeVar
 
 import structlog
@@ -19,6 +20,7 @@ from hostagent.enrolment import EnrolmentError, ask_certificate, ask_revoked
 from hostagent.identity import Identity
 from hostagent.pki import BadPki, Held, OtherAuthority, Store
 from vmorch.bus.keys import KeyPair, verifier
+from vmorch.core.aggregates.certificate import is_address
 from vmorch.wire.certificates import Issued, Revoked
 from vmorch.wire.envelopes import Forged, unseal
 
@@ -65,7 +67,9 @@ def store_of(config: Config) -> Store:
 def own_address(config: Config) -> str:
     """The name or address by which other hosts reach this one: as set, or what libvirt calls itself."""
     if config.migration.address:
-        return config.migration.address.lower()
+        given = config.migration.address.lower()
+        # as a certificate writes it
+        return str(ip_address(given)) if is_address(given) else given
     name = socket.gethostname().lower()
     if "." in name:
         return name
@@ -120,6 +124,7 @@ class Certificates:
         self._effects = effects
         self._changed = changed
         self._every = every
+        self._told = False
 
     async def keep(self, first: Callable[[], None]) -> None:
         """Until cancelled: have a certificate that is good for long and the newest list of revoked ones. `first` is
@@ -143,18 +148,23 @@ class Certificates:
         EnrolmentError, BadPki, OSError."""
         held = self._held()
         why = why_renew(held, self._names, datetime.fromtimestamp(self._effects.wall(), UTC))
+        # an earlier process may have ended between storing and telling
+        changed = not self._told
         if not why:
             try:
-                if not self._store.renew_revoked(self._desk.revoked()):
-                    return False
-                _log.info("list of revoked certificates renewed")
+                if self._store.renew_revoked(self._desk.revoked()):
+                    _log.info("list of revoked certificates renewed")
+                    changed = True
             except OtherAuthority:
                 why = "the cluster has a new authority"
         if why:
             new = obtain(self._store, self._desk, self._names)
             until = f"{new.expires:%Y-%m-%d %H:%M} UTC"
             _log.info("certificate obtained", why=why, names=new.names, until=until, fingerprint=new.fingerprint)
-        self._changed()
+            changed = True
+        if changed:
+            self._changed()
+            self._told = True
         return held is None
 
     def _held(self) -> Held | None:

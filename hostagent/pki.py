@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from msgspec import Struct
 
+from vmorch.core.aggregates.certificate import is_address
+
 AUTHORITY, REVOKED, CERTIFICATE, KEY = "ca.pem", "crl.pem", "cert.pem", "key.pem"
 CURRENT = "current"
 NAMES = {
@@ -258,10 +260,7 @@ def _fresh(old: x509.CertificateRevocationList, new: x509.CertificateRevocationL
 
 
 def _general(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
+    return x509.IPAddress(ip_address(name)) if is_address(name) else x509.DNSName(name)
 
 
 def _sync(directory: Path) -> None:

@@ -206,6 +206,15 @@ def test_the_agent_renews_by_itself_and_only_in_time(store: Store, desk: Desk, f
     assert second.expires - first.expires == pytest.approx(timedelta(days=61), abs=timedelta(seconds=5))
 
 
+def test_an_agent_that_starts_tells_libvirtd_what_an_earlier_one_may_not_have(store: Store, desk: Desk) -> None:
+    obtain(store, desk, NAMED)
+    watched = Watched(store, desk)
+    assert not watched.certificates.look()
+    assert watched.changes == 1
+    assert not watched.certificates.look()
+    assert watched.changes == 1
+
+
 def test_a_damaged_certificate_is_replaced(store: Store, desk: Desk) -> None:
     watched = Watched(store, desk)
     watched.certificates.look()
@@ -279,6 +288,7 @@ def test_the_agent_asks_until_it_has_one_and_says_so_once(store: Store, desk: De
 
 def test_the_host_s_address_is_what_was_set_or_what_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_address(Config(migration=MigrationSection(address="HV-01.example"))) == "hv-01.example"
+    assert own_address(Config(migration=MigrationSection(address="FD00:0:0::1"))) == "fd00::1"
     monkeypatch.setattr("socket.gethostname", lambda: "HV-01.rack.example")
     assert own_address(Config()) == "hv-01.rack.example"
     monkeypatch.setattr("socket.gethostname", lambda: "hv-01")
