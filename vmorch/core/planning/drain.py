@@ -88,10 +88,31 @@ def plan_return(view: ClusterView, host: HostId, drain: Drain, options: DrainOpt
     return _plan(opened, "return", (host,), wishes, stuck, options, {})
 
 
+def way_of(vm: Vm, *, returning: bool) -> How:
+    """How a VM of this eviction leaves its host as it is now. One that is `returning` is never stopped."""
+    assert vm.spec is not None
+    if vm.spec.eviction == "stop" and not returning:
+        return "stop"
+    if not _on(vm):
+        return "offline"
+    # halted vCPUs hear no request to shut down
+    return "restart" if vm.spec.eviction == "restart" and vm.power != "paused" else "live"
+
+
 def command_of(vm: Vm, how: How, to: str | None, *, copy_disks: bool) -> MigrateVm:
     """The migration that a move is carried out by."""
     seconds = within(estimate(vm, how, copy_disks=copy_disks))
     return MigrateVm(to=to, cold=how == "restart", copy_disks=copy_disks, deadline=seconds)
+
+
+def obstacles(view: ClusterView, drain: Drain, vm: Vm, how: How, *, copy_disks: bool) -> tuple[Cause, ...]:
+    """Everything that keeps a VM from every host now, other moves that are only planned left aside."""
+    source = next(host for host in view.hosts if host.id == vm.host)
+    returning = drain.plan is not None and drain.plan.purpose == "return"
+    only = drain.plan.hosts[0] if returning and drain.plan is not None else None
+    command = command_of(vm, how, None, copy_disks=copy_disks)
+    wish = Wish(vm=vm, source=source, how=how, command=command, only=only)
+    return Waves(replace(view, drains=()), Groups(()), 1).causes(wish)
 
 
 def shutdowns(view: ClusterView, plan: DrainPlan) -> tuple[Move, ...]:
@@ -224,14 +245,7 @@ def _wish(
     vm: Vm, host: Host, options: DrainOptions, kept: Move | None, leaving: frozenset[HostId]
 ) -> Wish:
     assert vm.spec is not None
-    how: How
-    if vm.spec.eviction == "stop":
-        how = "stop"
-    elif not _on(vm):
-        how = "offline"
-    else:
-        # halted vCPUs hear no request to shut down
-        how = "restart" if vm.spec.eviction == "restart" and vm.power != "paused" else "live"
+    how = way_of(vm, returning=False)
     prefer = None if kept is None else kept.destination
     if prefer is None:
         prefer = next((end for end in _bound_for(vm) if end not in leaving), None)
@@ -244,10 +258,9 @@ def _homeward(vm: Vm, source: Host, host: HostId, entry: Entry, options: DrainOp
         if entry.result != "stopped" or _on(vm):
             return None
         return Wish(vm=vm, source=source, how="start", command=MigrateVm())
-    wish = _wish(vm, source, options, None, frozenset())
-    how: How = "offline" if not _on(vm) else "live" if wish.how == "stop" else wish.how
+    how = way_of(vm, returning=True)
     command = command_of(vm, how, None, copy_disks=options.copy_disks and _local(vm))
-    return replace(wish, how=how, command=command, only=host, prefer=None)
+    return Wish(vm=vm, source=source, how=how, command=command, only=host)
 
 
 def _own_causes(vm: Vm, host: Host, wish: Wish) -> tuple[Cause, ...]:

@@ -3,7 +3,7 @@
 Must not reserve anything, and must not ask a host: what only libvirt can tell, the destination checks before a move.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
@@ -30,15 +30,19 @@ class Traffic(Struct, frozen=True, kw_only=True):
 
 def traffic(view: ClusterView) -> Traffic:
     """The migrations under way."""
+    return traffic_of(vm for vms in view.vms_on.values() for vm in vms)
+
+
+def traffic_of(vms: Iterable[Vm]) -> Traffic:
+    """The migrations among these VMs."""
     out: dict[HostId, int] = {}
     into: dict[HostId, int] = {}
-    for vms in view.vms_on.values():
-        for vm in vms:
-            operation = None if vm.active is None else vm.operations[vm.active]
-            ends = None if operation is None else next((each.judged for each in operation.steps if each.judged), None)
-            if ends is not None:
-                out[ends[0]] = out.get(ends[0], 0) + 1
-                into[ends[1]] = into.get(ends[1], 0) + 1
+    for vm in vms:
+        operation = None if vm.active is None else vm.operations[vm.active]
+        ends = None if operation is None else next((each.judged for each in operation.steps if each.judged), None)
+        if ends is not None:
+            out[ends[0]] = out.get(ends[0], 0) + 1
+            into[ends[1]] = into.get(ends[1], 0) + 1
     return Traffic(out=out, into=into)
 
 
