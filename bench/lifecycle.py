@@ -151,9 +151,10 @@ class Api:
 class Direct:
     """The process of direct calls on the lab's host."""
 
-    def __init__(self, lab: Lab, image: ImagePin) -> None:
+    def __init__(self, lab: Lab, image: ImagePin, root: str = "/srv/vmorch/local") -> None:
         pid = str(lab.hosts[0].container.pid())
         self._image = image
+        self._root = root
         self._process = subprocess.Popen(
             ["nsenter", "-t", pid, "-m", "-u", "-i", "-n", "-p", "--", sys.executable, "-m", "bench.direct_calls"],
             stdin=subprocess.PIPE,
@@ -172,8 +173,8 @@ class Direct:
             seed=SeedSpec(hostname=name),
             ready=ReadySpec(by="none"),
         )
-        base = f"/srv/vmorch/local/vmorch/images/{self._image.digest}.{self._image.format}"
-        directory = f"/srv/vmorch/local/direct/{vm}"
+        base = f"{self._root}/vmorch/images/{self._image.digest}.{self._image.format}"
+        directory = f"{self._root}/direct/{vm}"
         wish = Wish(do=verb, vm=vm, spec=spec, base=base, directory=directory, domain_type="qemu", network="lab")
         assert self._process.stdin is not None
         assert self._process.stdout is not None

@@ -107,6 +107,22 @@ def test_pages_are_followed_to_the_end(api: Api, vmorch: Run) -> None:
     assert vmorch("vm", "list", "-o", "name", "--limit", "1").stdout == "db-1\n"
 
 
+def test_a_vm_that_nobody_can_place_is_described_with_the_evidence_and_the_way_out(api: Api, vmorch: Run) -> None:
+    source = {"host": "hv-01", "power": "paused", "reason": "migration"}
+    destination = {"host": "hv-02", "power": "unknown", "reason": "not seen"}
+    why = "the destination cannot be seen"
+    frozen = {"operation": "op", "why": why, "source": source, "destination": destination}
+    known = json.loads(msgspec.json.encode(make.vm("web-1")))
+    doc = {**known, "traces": ["hv-02"], "frozen": {**frozen, "since": None}}
+    api.on("GET /v1/vms/web-1", make.single("Vm", doc))
+    api.on("GET /v1/events", make.listing("Event", []))
+    shown = vmorch("vm", "describe", "web-1").stdout
+    assert "hv-01: paused (migration)" in shown
+    assert "hv-02: unknown (not seen)" in shown
+    assert "vmorch vm resolve web-1 hv-01" in shown
+    assert "Something of it may be left on hv-02" in shown
+
+
 def test_an_empty_list_says_so_on_stderr_only(api: Api, vmorch: Run) -> None:
     api.on("GET /v1/vms", make.listing("Vm", []))
     done = vmorch("vm", "list")
@@ -131,6 +147,7 @@ def test_describe_shows_everything(api: Api, vmorch: Run) -> None:
         "  Memory     8Gi",
         "  Addresses  10.0.4.13",
         "  Labels     app=web",
+        "  Eviction   live",
         "  Created    2026-11-20 12:00:00Z",
         "Conditions",
         "  Running  True   power running; ready when: guest agent, within 3m",

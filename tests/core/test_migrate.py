@@ -122,11 +122,13 @@ def test_without_a_destination_the_best_one_is_taken_and_every_host_has_its_reas
     vm = vm_on_h1(history)
     history.host("h2", memory=8192)
     history.host("h3")
-    history.host("h4", networks=())
+    history.host("h4", encrypts=False)
     admission = admit_on_vm(
         history.fleet, now(history, vm), MigrateVm(), operation=OperationId("op"), who=WHO
     )
-    assert admission.reasons["h3"].startswith("score")
+    assert admission.placement is not None
+    assert [each.name for each in admission.placement.verdicts] == ["h3", "h2", "h4"]
+    assert admission.placement.verdicts[-1].against
     begin(history, vm, MigrateVm())
     assert labels(history, vm)[0] == ("check", HostId("host-h3"))
 

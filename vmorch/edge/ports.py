@@ -3,7 +3,7 @@
 Must not hold logic. Refusals come as Rejected, the log's troubles as LogError.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,8 @@ from vmorch.core.ids import HostId, OperationId, Position, Stream
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.planning.admission import Admission
 from vmorch.engine.caller import Accepted, Caller
+from vmorch.engine.handle import Tuning
+from vmorch.engine.telemetry import Samples
 from vmorch.views.filters import Filters
 
 Model = Literal["vms", "hosts", "images", "operations", "tokens"]
@@ -59,6 +61,12 @@ class Control(Protocol):
 
     async def cancel(self, operation: OperationId, caller: Caller) -> Accepted: ...
 
+    async def tune(self, operation: OperationId, tuning: Tuning, caller: Caller) -> Accepted: ...
+
+    @property
+    def samples(self) -> Samples:
+        """How far long work has come."""
+
     async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
         """The host's one-time token and when it expires."""
 
@@ -83,7 +91,7 @@ class Control(Protocol):
     async def settled(self, position: Position, timeout: float) -> bool:
         """Whether the read models reached `position` within `timeout` seconds."""
 
-    def changes(self) -> AsyncIterator[Position]:
+    def changes(self) -> AsyncGenerator[Position, None]:
         """The fleet's position at once, and again whenever it has moved."""
 
 

@@ -20,7 +20,7 @@ from vmorch.edge.ports import HostVerb
 from vmorch.edge.routes import cluster, documents, events, hosts, images, operations, tokens, vms
 from vmorch.edge.shapes import BOOLEAN, POSITION, STRING, TIME, listing, plain, single
 from vmorch.edge.streams import MEDIA_TYPE as SSE
-from vmorch.engine.handle import ARGUMENTS
+from vmorch.engine.handle import ARGUMENTS, Tuning
 
 _MIN = Parameter(name="minPosition", about="wait up to 5 s until the answer shows this position", schema=POSITION)
 _LIMIT = Parameter(
@@ -104,6 +104,8 @@ _OPERATIONS = (
           summary="Watch an operation to its end", media_type=SSE, answer=STRING),
     Route(method="POST", path="/v1/operations/{id}/cancel", access="operator", handler=operations.cancel_operation,
           summary="Ask an operation to stop", status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/operations/{id}/tune", access="operator", handler=operations.tune_operation,
+          summary="Change the limits of a migration under way", body=Tuning, status=202, answer=shapes.ACCEPTED),
 )  # fmt: skip
 
 _HOSTS = (

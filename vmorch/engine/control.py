@@ -4,7 +4,7 @@ Composed once per server process. Must not contain decisions of its own.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -21,6 +21,7 @@ from vmorch.engine.operations import Operations
 from vmorch.engine.reconcile import Reconcile
 from vmorch.engine.recorder import Recorder
 from vmorch.engine.reports import Reports
+from vmorch.engine.telemetry import Samples
 from vmorch.engine.world import World
 from vmorch.log.interface import Log
 from vmorch.wire import subjects
@@ -68,12 +69,16 @@ class Control(Handler):
         self.reports = Reports(self.recorder, cluster, keys.server, log.incarnation, self._renewed)
         self.liveness = Liveness(self.recorder, bus)
         self.reconcile = Reconcile(self.recorder, ids)
+        self.samples = Samples(self.world.fleet)
         self._leading = False
         self._serving = False
 
     async def start(self) -> None:
         """Know the whole log."""
         await self.world.load()
+        # whoever serves watchers hears the hosts, whether or not it leads
+        telemetries = subjects.telemetries(self.identity.cluster)
+        await self.bus.serve(telemetries, self.samples.handle, reply_allowed=to_nobody)
 
     async def run(self) -> None:
         """Follow the log and lead, until cancelled."""
@@ -131,7 +136,7 @@ class Control(Handler):
         """Whether the read models show everything up to `position` within `timeout` seconds."""
         return await self.reached(position, timeout)
 
-    def changes(self) -> AsyncIterator[Position]:
+    def changes(self) -> AsyncGenerator[Position, None]:
         """The position now, and again whenever it has moved."""
         return self.world.changes()
 

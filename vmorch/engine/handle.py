@@ -12,6 +12,7 @@ import msgspec
 
 from vmorch.core.aggregates import host as hosts
 from vmorch.core.aggregates import image as images
+from vmorch.core.aggregates import passage
 from vmorch.core.aggregates import token as tokens
 from vmorch.core.aggregates import vm as vms
 from vmorch.core.aggregates.host import Host, Overcommit
@@ -21,9 +22,12 @@ from vmorch.core.aggregates.vm import OperationStarted, VmCommand
 from vmorch.core.codec import Fact
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet, name_held
+from vmorch.core.hostcommands import TuneMigration
 from vmorch.core.ids import HostId, ImageId, OperationId, VmId, split_stream, stream
 from vmorch.core.operation import Change, Finish, change
 from vmorch.core.operations.create import CreateVm
+from vmorch.core.operations.migrate import Bandwidth, Downtime
+from vmorch.core.operations.resolve import ResolveVm
 from vmorch.core.planning.admission import Admission, Who, admit_create, admit_on_vm
 from vmorch.core.spec import LabelKey, Labels, Name
 from vmorch.engine.caller import Accepted, Caller
@@ -61,6 +65,14 @@ class RetireChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """`lost`: the host is gone for ever, and the VMs that stood on it with it."""
 
     lost: bool = False
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of a migration under way to change; others stay. With `postcopy` the guest is switched over now."""
+
+    bandwidth: Bandwidth | None = None
+    max_downtime: Downtime | None = None
+    postcopy: bool = False
 
 
 class NoArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +113,8 @@ class Handler:
 
     async def on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Accepted:
         """Begin a command on a VM that exists."""
+        if isinstance(command, ResolveVm) and not caller.reason:
+            raise Rejected("reason-missing", "saying where a VM is needs a reason", hint='add -m "why"')
         operation = OperationId(self.ids())
         return await self._operate(
             "vm",
@@ -126,6 +140,23 @@ class Handler:
             return [change(stream("vm", vm.id), event) for event in vms.request_cancel(now, operation)]
 
         accepted, _ = await self._simple(decide, caller, "cancel", operation, None)
+        return msgspec.structs.replace(accepted, operation=operation)
+
+    async def tune(self, operation: OperationId, tuning: Tuning, caller: Caller) -> Accepted:
+        """Give a migration under way other limits."""
+        found = self.fleet.operation(operation)
+        if found is None:
+            raise Rejected("no-such-operation", f"no operation has the id {operation}", hint="vmorch op list")
+        id = found[0].id
+
+        def decide() -> list[Change]:
+            vm = self.fleet.vms[id]
+            wanted = TuneMigration(
+                vm=id, bandwidth=tuning.bandwidth, max_downtime=tuning.max_downtime, postcopy=tuning.postcopy
+            )
+            return [change(stream("vm", id), event) for event in passage.tune(vm, vm.operations[operation], wanted)]
+
+        accepted, _ = await self._simple(decide, caller, "tune", operation, tuning)
         return msgspec.structs.replace(accepted, operation=operation)
 
     async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:

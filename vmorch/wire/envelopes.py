@@ -10,7 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from vmorch.core.codec import Packed
-from vmorch.core.hostcommands import Answer, Observed
+from vmorch.core.hostcommands import Answer, Observed, Sample
 from vmorch.core.ids import CommandId, HostId, Position, SessionId, VmId
 from vmorch.core.spec import HostFacts
 
@@ -143,6 +143,17 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
     host: HostId
     session: SessionId
     sequence: int
+
+
+class Telemetry(Struct, frozen=True, kw_only=True):
+    """How far an order has come that takes long. Signed, sent to whoever listens, stored nowhere: shown, never decided
+    upon."""
+
+    host: HostId
+    session: SessionId
+    vm: VmId
+    order: CommandId
+    sample: Sample
 
 
 class _Sealed(Struct, frozen=True):

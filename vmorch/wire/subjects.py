@@ -3,7 +3,7 @@
 Must not connect to anything.
 """
 
-from vmorch.core.ids import HostId
+from vmorch.core.ids import HostId, VmId
 
 
 def command(cluster: str, host: HostId) -> str:
@@ -19,6 +19,11 @@ def report(cluster: str, host: HostId) -> str:
 def heartbeat(cluster: str, host: HostId) -> str:
     """Where a host's agent shows each second that it is there (no answer, nothing stored)."""
     return f"vmorch.{cluster}.host.{host}.heartbeat"
+
+
+def telemetry(cluster: str, host: HostId, vm: VmId) -> str:
+    """Where a host's agent tells how far long work on a VM has come (no answer, nothing stored)."""
+    return f"vmorch.{cluster}.host.{host}.telemetry.{vm}"
 
 
 def inbox(host: HostId) -> str:
@@ -41,8 +46,13 @@ def heartbeats(cluster: str) -> str:
     return f"vmorch.{cluster}.host.*.heartbeat"
 
 
+def telemetries(cluster: str) -> str:
+    """Every host's telemetry."""
+    return f"vmorch.{cluster}.host.*.telemetry.*"
+
+
 def host_of(subject: str) -> HostId:
-    """The host that a report's or heartbeat's subject names; the broker lets only that host publish there."""
+    """The host that the subject of something from a host names; the broker lets only that host publish there."""
     return HostId(subject.split(".")[3])
 
 

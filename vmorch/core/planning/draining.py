@@ -218,8 +218,16 @@ def _ended(fleet: Fleet, drain: Drain) -> Iterator[Entry]:
 def _outcome(drain: Drain, move: Move, vm: Vm, begun: Begun, operation: Operation | None) -> Entry:
     code = "" if operation is None or operation.outcome == "succeeded" else operation.code or str(operation.outcome)
     message = "" if operation is None else operation.message
+    failed = None if operation is None or not code else operation.progress.failed
     entry = _entry(
-        move, vm, result="failed", how=begun.how, operation=begun.operation, code=code, message=message
+        move,
+        vm,
+        result="failed",
+        how=begun.how,
+        operation=begun.operation,
+        code=code,
+        message=message,
+        causes=() if failed is None else tuple(Cause(why=why) for why in failed.blockers),
     )
     if begun.how in ("stop", "start"):
         wanted = vm.power in ("running", "paused") if begun.how == "start" else vm.power not in ("running", "paused")

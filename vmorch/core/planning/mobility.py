@@ -12,7 +12,7 @@ from vmorch.core.aggregates.vm import Vm
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import HostId
 from vmorch.core.operations.migrate import MigrateVm
-from vmorch.core.planning.placement import FITNESS, Question, objections, score
+from vmorch.core.planning.placement import FITNESS, Placement, Question, Verdict, objections, score
 from vmorch.core.planning.view import ClusterView
 from vmorch.core.spec import HostFacts
 
@@ -47,11 +47,10 @@ def traffic_of(vms: Iterable[Vm]) -> Traffic:
 
 
 class Choice(Struct, frozen=True, kw_only=True):
-    """A destination, whether the guest travels encrypted, and why there: host name -> score or all objections."""
+    """A destination with the verdict on every host that was looked at, and whether the guest travels encrypted."""
 
-    host: Host
+    placement: Placement
     encrypted: bool
-    reasons: Mapping[str, str]
 
 
 def choose(view: ClusterView, vm: Vm, command: MigrateVm) -> Choice:
@@ -68,20 +67,28 @@ def choose(view: ClusterView, vm: Vm, command: MigrateVm) -> Choice:
     found = [
         (host, blockers(view, vm, source, host, command)) for host in view.hosts if host.id != source.id
     ]
-    fitting = [host for host, against in found if not against]
-    reasons = {host.name: "; ".join(against) for host, against in found if against}
-    if not fitting:
+    ranked = sorted(
+        ((_verdict(view, vm, host, against), host) for host, against in found),
+        key=lambda pair: (bool(pair[0].against), -pair[0].score, pair[0].name),
+    )
+    if not ranked or ranked[0][0].against:
         raise Rejected(
             "no-host-fits",
             f"none of {len(found)} other hosts can take {vm.name}" if found else "the cluster has no other host",
             hint=f"vmorch vm describe {vm.name}",
             facts={host.name: list(against) for host, against in found},
         )
-    scored = {host.id: score(_question(view, vm, host)) for host in fitting}
-    best = min(fitting, key=lambda host: (-scored[host.id][0], host.name))
-    reasons |= {host.name: f"score {scored[host.id][0]:.0f}: {scored[host.id][1]}" for host in fitting}
+    best = ranked[0][1]
     _check_limits_in(view, best)
-    return Choice(host=best, encrypted=_encrypted(source, best), reasons=reasons)
+    placement = Placement(host=best, verdicts=tuple(verdict for verdict, _ in ranked))
+    return Choice(placement=placement, encrypted=_encrypted(source, best))
+
+
+def _verdict(view: ClusterView, vm: Vm, host: Host, against: tuple[str, ...]) -> Verdict:
+    if against:
+        return Verdict(host=host.id, name=host.name, against="; ".join(against))
+    found, why = score(_question(view, vm, host))
+    return Verdict(host=host.id, name=host.name, score=found, why=why)
 
 
 def _named(view: ClusterView, vm: Vm, command: MigrateVm, source: Host) -> Choice:
@@ -99,8 +106,8 @@ def _named(view: ClusterView, vm: Vm, command: MigrateVm, source: Host) -> Choic
             facts={destination.name: list(against)},
         )
     _check_limits_in(view, destination)
-    encrypted = _encrypted(source, destination)
-    return Choice(host=destination, encrypted=encrypted, reasons={destination.name: "asked for"})
+    placement = Placement(host=destination, verdicts=(_verdict(view, vm, destination, ()),))
+    return Choice(placement=placement, encrypted=_encrypted(source, destination))
 
 
 def blockers(view: ClusterView, vm: Vm, source: Host, destination: Host, command: MigrateVm) -> tuple[str, ...]:
