@@ -52,7 +52,7 @@ def plan_drain(
         if host.id not in leaving:
             continue
         for vm in view.vms_on.get(host.id, ()):
-            if vm.spec is None or _vanishing(vm):
+            if vm.spec is None or _vanishing(vm) or stays_off(vm):
                 continue
             wish = _wish(vm, host, options, kept.get(vm.id), leaving)
             causes = _own_causes(vm, host, wish)
@@ -220,7 +220,7 @@ def _move(each: Assigned) -> Move:
     if wish.how == "restart":
         notes.append("its eviction is restart")
     elif wish.how == "stop":
-        notes.append("its eviction is stop" if _on(vm) else "off, and its eviction is stop")
+        notes.append("its eviction is stop")
     local = sum(disk.size for disk in vm.spec.disks if disk.storage == "local")
     if wish.command.copy_disks and wish.moves:
         notes.append(f"carries {local} GiB of local disks")
@@ -335,6 +335,12 @@ def _on(vm: Vm) -> bool:
     if vm.active is not None and vm.operations[vm.active].verb in ("create", "start", "reboot"):
         return True
     return vm.power in ("running", "paused")
+
+
+def stays_off(vm: Vm) -> bool:
+    """Whether there is nothing to be done with the VM: it is off, and would only be stopped."""
+    off = vm.power in ("off", "crashed") and vm.active is None and vm.frozen is None
+    return off and vm.spec is not None and vm.spec.eviction == "stop"
 
 
 def _vanishing(vm: Vm) -> bool:

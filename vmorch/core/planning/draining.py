@@ -35,7 +35,7 @@ from vmorch.core.operations.start import StartVm
 from vmorch.core.operations.stop import StopVm
 from vmorch.core.planning.acts import Act, Answer, Because, Later
 from vmorch.core.planning.admission import Admission, Who, admit_on_vm
-from vmorch.core.planning.drain import command_of, obstacles, stopping, way_of
+from vmorch.core.planning.drain import command_of, obstacles, stays_off, stopping, way_of
 from vmorch.core.planning.groups import Groups, Use
 from vmorch.core.planning.mobility import Traffic, traffic_of
 from vmorch.core.planning.view import view_of
@@ -458,8 +458,14 @@ def _ledger(fleet: Fleet, drain: Drain, now: datetime) -> tuple[Entry, ...]:
     if drain.plan.purpose == "drain":
         for vm in fleet.vms.values():
             if vm.host in drain.plan.hosts and vm.deleted_at is None and vm.spec and vm.id not in found:
+                off = stays_off(vm)
                 found[vm.id] = Entry(
-                    vm=vm.id, name=vm.name, source=vm.host, result="left", host=vm.host, message="not in the plan"
+                    vm=vm.id,
+                    name=vm.name,
+                    source=vm.host,
+                    host=vm.host,
+                    result="stopped" if off else "left",
+                    message="it was off already" if off else "it was not in the plan",
                 )
     order = {move.vm: (move.wave, at) for at, move in enumerate(drain.plan.moves)}
     last = (len(order) + 1, 0)
