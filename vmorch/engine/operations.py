@@ -5,15 +5,12 @@ on. Must not decide what a step means, nor take silence for an answer.
 """
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 
 import structlog
 
-from vmorch.bus.bus import Bus, BusError
-from vmorch.bus.keys import verifier
+from vmorch.bus.bus import Bus
 from vmorch.core.aggregates.host import Host
-from vmorch.core.aggregates.passage import LooksEnded, StepJudged
 from vmorch.core.aggregates.vm import (
     Operation,
     StepFailed,
@@ -22,27 +19,18 @@ from vmorch.core.aggregates.vm import (
     VmEvent,
     close_operation,
 )
-from vmorch.core.codec import Fact, Packed, pack, unpack_host_command
+from vmorch.core.codec import Fact
 from vmorch.core.errors import Rejected
-from vmorch.core.hostcommands import ObserveDomain
-from vmorch.core.ids import CommandId, OperationId, VmId, split_stream, stream
+from vmorch.core.ids import OperationId, VmId, split_stream, stream
 from vmorch.core.operation import Change, Finish, Look, Send, Settle, Withdraw, change, next_action
+from vmorch.engine.looking import Decide, Looking, judged, woken
+from vmorch.engine.orders import ASK_AGAIN, GRACE, RETRY, Orders
 from vmorch.engine.recorder import Recorder
 from vmorch.engine.reports import OrderRef, order_id
 from vmorch.log.errors import LogError
-from vmorch.wire import subjects
-from vmorch.wire.envelopes import Forged, Order, Receipt, Signer, Withdrawal, seal, unseal
+from vmorch.wire.envelopes import Receipt, Signer
 
 logger = structlog.get_logger()
-
-RECEIPT = 5.0
-"""Seconds to wait for an agent's receipt; it only journals before it gives one."""
-ASK_AGAIN = 10.0
-"""Seconds after which an accepted order is sent again; the agent then repeats an answer that got lost."""
-RETRY = 0.5
-"""Seconds between tries while host, bus or log are away."""
-GRACE = 15.0
-"""Seconds beyond a step's own deadline: the agent gives up by itself first and says so."""
 
 WITHDRAWAL = 30.0
 """Seconds that an agent has to say what became of an order that was withdrawn."""
@@ -50,17 +38,8 @@ WITHDRAWAL = 30.0
 JUDGE_AFTER = 20.0
 """Seconds that the host of a judged step may be unreachable until its answer is waited for no longer: what became of
 the step is seen at its two ends anyway."""
-LOOKING = 60.0
-"""Seconds in which both ends of a passage must have been seen in a state that says whose the VM is."""
-NEXT_LOOK, LATER_LOOK = 0.5, 3.0
-"""Seconds before another look, first and at most."""
-
 FINAL_REFUSALS = frozenset({"stale-epoch", "stale-incarnation", "identity-changed", "unknown-command"})
 """Receipts that trying again cannot change."""
-
-
-Decide = Callable[[Vm, Operation], tuple[Change, ...]]
-"""What to append for an operation as it is now."""
 
 
 class Operations:
@@ -69,12 +48,9 @@ class Operations:
     def __init__(self, recorder: Recorder, bus: Bus, cluster: str, signer: Signer, incarnation: str) -> None:
         self.recorder = recorder
         self.world = recorder.world
-        self.bus = bus
-        self.cluster = cluster
-        self.signer = signer
-        self.incarnation = incarnation
+        self.orders = Orders(bus, cluster, signer, incarnation)
+        self.looking = Looking(recorder, self.orders)
         self._tasks: dict[OperationId, asyncio.Task[None]] = {}
-        self._looking_since: dict[OperationId, float] = {}
         self._new: asyncio.Queue[tuple[VmId, OperationId]] = asyncio.Queue()
 
     async def run(self) -> None:
@@ -105,7 +81,7 @@ class Operations:
 
     def _over(self, vm: VmId, operation: OperationId, task: asyncio.Task[None]) -> None:
         self._tasks.pop(operation, None)
-        self._looking_since.pop(operation, None)
+        self.looking.forget(operation)
         if not task.cancelled() and task.exception() is not None:
             logger.error("operation runner failed, it begins anew", operation=operation, exc_info=task.exception())
             asyncio.get_running_loop().call_later(RETRY, self._new.put_nowait, (vm, operation))
@@ -125,9 +101,9 @@ class Operations:
                     case Withdraw(index=index):
                         await self._step(vm, operation, index, undo=False, withdraw=True)
                     case Look() as look:
-                        await self._look(vm, operation, look)
+                        await self.looking.look(vm, operation, look, partial(self._record, vm_id, operation))
                     case Settle() as verdict:
-                        await self._record(vm_id, operation, partial(_judge, verdict))
+                        await self._record(vm_id, operation, partial(judged, verdict))
             except LogError as error:
                 logger.warning("log away, operation waits", operation=operation_id, why=str(error))
                 await self.recorder.clock.sleep(RETRY)
@@ -165,7 +141,8 @@ class Operations:
                     gone_since = None
                     packed = step.undo if undo else step.command
                     assert packed is not None
-                    receipt = await self._send(host, vm, packed, id, left, withdraw=withdraw)
+                    give = self.orders.withdraw if withdraw else self.orders.send
+                    receipt = await give(host, vm, packed, id, left)
                     await self._tune(host, vm, operation, index, left)
                     if isinstance(receipt, str):
                         trouble = receipt
@@ -176,78 +153,14 @@ class Operations:
                         return
                     else:
                         trouble = f"{host.name}: {receipt.code} {receipt.message}".strip()
-                await _wait(moved, min(wait, left))
+                await woken(moved, min(wait, left))
 
     async def _tune(self, host: Host, vm: Vm, operation: Operation, index: int, left: float) -> None:
         """Pass on what was asked for while the step is under way; it is asked again until it is answered."""
         progress = operation.progress
         for number in range(progress.tuned, len(progress.tunings)):
             id = OrderRef(operation.id, index, "tune", number).id
-            await self._send(host, vm, progress.tunings[number], id, left, withdraw=False)
-
-    async def _look(self, vm: Vm, operation: Operation, look: Look) -> None:
-        """Have both ends of a judged step looked at, until they were or it has taken too long."""
-        clock = self.recorder.clock
-        since = self._looking_since.setdefault(operation.id, clock.monotonic())
-        if look.round > 1:
-            await clock.sleep(min(NEXT_LOOK * look.round, LATER_LOOK))
-        step = operation.steps[look.index]
-        assert step.judged is not None
-        source = operation.progress.sights.get(step.judged[0])
-        # a passage that is still seen to be under way has the time that it was given
-        limit = max(LOOKING, step.deadline) if source is not None and source.observed.moving else LOOKING
-        packed = pack(ObserveDomain(vm=vm.id))
-        id = OrderRef(operation.id, look.index, "look", look.round).id
-        with self.world.watch(stream("vm", vm.id), *(stream("host", each) for each in look.hosts)) as moved:
-            while True:
-                moved.clear()
-                current = self.world.fleet.vms[vm.id].operations.get(operation.id)
-                if current is None or current.progress != operation.progress or current.outcome is not None:
-                    return
-                left = since + limit - clock.monotonic()
-                if left <= 0:
-                    await self._record(vm.id, operation, partial(_end_looks, look.index))
-                    return
-                hosts = [self.world.fleet.hosts[each] for each in look.hosts]
-                here = [host for host in hosts if host.session is not None and host.agent == "connected"]
-                sent = [self._send(host, vm, packed, id, left, withdraw=False) for host in here]
-                receipts = await asyncio.gather(*sent)
-                heard = len(here) == len(hosts) and all(
-                    isinstance(receipt, Receipt) and receipt.accepted for receipt in receipts
-                )
-                await _wait(moved, min(ASK_AGAIN if heard else RETRY, left))
-
-    async def _send(
-        self, host: Host, vm: Vm, packed: Packed, id: CommandId, left: float, *, withdraw: bool
-    ) -> Receipt | str:
-        assert host.session is not None
-        if withdraw:
-            body: Order | Withdrawal = Withdrawal(
-                id=id,
-                host=host.id,
-                session=host.session,
-                incarnation=self.incarnation,
-                lane=unpack_host_command(packed).lane,
-                vm=vm.id,
-            )
-        else:
-            body = Order(
-                id=id,
-                host=host.id,
-                session=host.session,
-                incarnation=self.incarnation,
-                epoch=vm.epoch,
-                deadline=max(1.0, left - GRACE),
-                command=packed,
-            )
-        try:
-            data = await self.bus.request(
-                subjects.command(self.cluster, host.id), seal(body, self.signer), timeout=min(RECEIPT, left)
-            )
-            receipt: Receipt = unseal(data, Receipt, verifier(host.key))
-            return receipt
-        except (BusError, Forged) as error:
-            return f"{host.name}: {error}"
+            await self.orders.send(host, vm, progress.tunings[number], id, left)
 
     async def _time_out(self, vm: VmId, operation: Operation, index: int, trouble: str) -> None:
         label = operation.steps[index].label
@@ -289,35 +202,5 @@ class Operations:
             await self.recorder.clock.sleep(RETRY)
 
 
-def _end_looks(index: int, vm: Vm, operation: Operation) -> tuple[Change, ...]:
-    ended = LooksEnded(operation=operation.id, index=index, why=f"not seen clearly within {LOOKING:g} s")
-    return (change(stream("vm", vm.id), ended),)
-
-
-def _judge(verdict: Settle, vm: Vm, operation: Operation) -> tuple[Change, ...]:
-    """The verdict with what it was made from, and the facts that follow from a step that is done."""
-    step = operation.steps[verdict.index]
-    assert step.judged is not None
-    source, destination = (operation.progress.sights.get(end) for end in step.judged)
-    judged = StepJudged(
-        operation=operation.id,
-        index=verdict.index,
-        verdict=verdict.verdict,
-        why=verdict.why,
-        source_seen=None if source is None else source.observed,
-        destination_seen=None if destination is None else destination.observed,
-    )
-    then = step.then if verdict.verdict == "moved" else ()
-    return (change(stream("vm", vm.id), judged), *then)
-
-
 def _close(end: Finish, vm: Vm, operation: Operation) -> tuple[Change, ...]:
     return close_operation(vm, operation, end)
-
-
-async def _wait(moved: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await moved.wait()
-    except TimeoutError:
-        return
