@@ -129,6 +129,11 @@ class Fleet:
         other._deleted, other._over = deque(self._deleted), deque(self._over)
         return other
 
+    def cause(self, operation: OperationId) -> str | None:
+        """The undertaking that an operation belongs to: a drain, or the maintenance that the drain is a part of."""
+        drain = self.drains.get(self.causes.get(operation, DrainId("")))
+        return None if drain is None else drain.parent or drain.id
+
     def operation(self, id: OperationId) -> tuple[Vm, Operation] | None:
         """An operation that a VM's state still remembers, with its VM."""
         vm = self.vms.get(self.operations.get(id, VmId("")))
