@@ -129,6 +129,13 @@ class Fleet:
         other._deleted, other._over = deque(self._deleted), deque(self._over)
         return other
 
+    def draining(self, host: HostId) -> DrainId | None:
+        """The drain under way that empties the host."""
+        for drain in self.drains.values():
+            if drain.running and drain.plan and drain.plan.purpose == "drain" and host in drain.plan.hosts:
+                return drain.id
+        return None
+
     def cause(self, operation: OperationId) -> str | None:
         """The undertaking that an operation belongs to: a drain, or the maintenance that the drain is a part of."""
         drain = self.drains.get(self.causes.get(operation, DrainId("")))

@@ -135,7 +135,8 @@ class OperationResource(Struct, frozen=True, kw_only=True):
 
 
 class HostResource(Struct, frozen=True, kw_only=True):
-    """A host as people see it. `state` is invited, active, cordoned, unreachable or retired."""
+    """A host as people see it. `state` is invited, active, cordoned, draining, unreachable or retired; `drain` is the
+    drain of the host that is under way."""
 
     id: str
     name: str
@@ -151,6 +152,7 @@ class HostResource(Struct, frozen=True, kw_only=True):
     unmanaged: tuple[str, ...]
     facts: HostFacts | None
     version: int
+    drain: str | None = None
 
 
 class ImageResource(Struct, frozen=True, kw_only=True):
@@ -379,10 +381,11 @@ def _step_state(operation: Operation, index: int) -> str:
 def host_resource(fleet: Fleet, host: Host) -> HostResource:
     """A host of the fleet."""
     state: str = host.agent
+    drain = fleet.draining(host.id)
     if host.retired:
         state = "retired"
     elif host.agent == "connected":
-        state = "active" if host.cordoned is None else "cordoned"
+        state = "draining" if drain else "active" if host.cordoned is None else "cordoned"
     return HostResource(
         id=host.id,
         name=host.name,
@@ -402,6 +405,7 @@ def host_resource(fleet: Fleet, host: Host) -> HostResource:
         unmanaged=host.unmanaged,
         facts=host.facts,
         version=host.version,
+        drain=drain,
     )
 
 

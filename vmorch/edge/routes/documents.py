@@ -4,6 +4,7 @@ import msgspec
 from starlette.responses import Response
 
 from vmorch.core.codes import CODES
+from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResource
 from vmorch.core.errors import Rejected
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS
 from vmorch.core.resources import (
@@ -24,6 +25,9 @@ RESOURCES: dict[str, type] = {
     "Operation": OperationResource,
     "Token": TokenResource,
     "Event": EventResource,
+    "Drain": DrainResource,
+    "DrainDetail": DrainDetail,
+    "Budget": BudgetResource,
 }
 
 
