@@ -213,6 +213,8 @@ class Bench:
             "VMORCH_API": f"unix:{lab.control.api_socket}",
             "VMORCH_TOKEN": lab.control.admin_token(),
         }
+        # an installed package is compiled; a checkout is by the round that warms up, unless this forbids it
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)
 
     def by_direct_calls(self, name: str) -> Life:
         vm = VmId(str(uuid.uuid4()))
@@ -381,7 +383,7 @@ def report(lives: dict[str, list[Life]]) -> int:
                 more = statistics.median(times[way]) - statistics.median(times["direct"])
                 cells += [spread(times[way]), spread(found, digits=2), f"{more:+.0f}"]
                 late = way == "API" and more > EXTRA_MS
-                if verb == "create" and (statistics.median(found) > promised or late):
+                if statistics.median(found) > promised or late:
                     missed.append(f"{verb} by {way}, {moment}: {statistics.median(found):.2f}x, {more:+.0f} ms")
             rows.append(cells)
     rounds = len(lives["API"])

@@ -9,9 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 
+from msgspec import Struct
+
 from cli.client import Client, decode
+from cli.pace import show_pace
 from cli.problems import INTERRUPTED, Problem
-from cli.shapes import Operation
+from cli.shapes import Operation, Vm
 from cli.terminal import Terminal
 from cli.transport import Away, quote
 from cli.units import show_seconds
@@ -22,8 +25,8 @@ AWAY_LIMIT = 300.0
 _PAUSES = (0.2, 0.5, 1.0, 2.0)
 _TICK = 0.2
 
-MARKS = {"done": "ok", "failed": "!!", "undone": "<-", "undoing": "<.", "running": ".."}
-STYLE = {"done": "good", "failed": "bad", "undone": "warn", "undoing": "warn", "running": "dim"}
+MARKS = {"done": "ok", "failed": "!!", "undone": "<-", "undoing": "<.", "running": "..", "looking": "??"}
+STYLE = {"done": "good", "failed": "bad", "undone": "warn", "undoing": "warn", "running": "dim", "looking": "warn"}
 
 
 class Left(Exception):
@@ -59,8 +62,15 @@ def farewell(left: Left) -> list[str]:
     return lines + [f"hint: vmorch op watch {id} | vmorch op cancel {id}" for id in left.going_on]
 
 
-def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator[Operation]:
-    """The operation at each change, the last one being its end. Reconnects by itself.
+class End(Struct, frozen=True):
+    """An operation that is over, and its VM as it was then if the server told."""
+
+    operation: Operation
+    vm: Vm | None = None
+
+
+def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator[Operation | Vm]:
+    """The operation at each change, the last one being its end; before that the VM. Reconnects by itself.
 
     Raises Problem: `no-such-operation`, or `server-unreachable` after AWAY_LIMIT without a word.
     """
@@ -70,9 +80,11 @@ def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator
         try:
             with closing(client.stream(f"/v1/operations/{quote(id)}/watch")) as events:
                 for event in events:
+                    failures, heard = 0, time.monotonic()
+                    if event.event == "vm":
+                        yield decode(event.data.encode(), Vm)
                     if event.event != "operation":
                         continue
-                    failures, heard = 0, time.monotonic()
                     operation = decode(event.data.encode(), Operation)
                     yield operation
                     if operation.over:
@@ -96,9 +108,9 @@ def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator
 
 def wait_for_end(client: Client, id: str, on_away: Callable[[str], None]) -> Operation:
     """The operation at its end."""
-    for operation in changes(client, id, on_away):
-        if operation.over:
-            return operation
+    for change in changes(client, id, on_away):
+        if isinstance(change, Operation) and change.over:
+            return change
     raise AssertionError("changes end with the operation's end")
 
 
@@ -111,12 +123,14 @@ class _Steps:
         self._since: dict[tuple[int, str], float] = {}
         self._told: set[tuple[int, str]] = set()
         self._running: tuple[str, float] | None = None
+        self._pace = ""
         self._first = True
 
     def show(self, operation: Operation, now: float) -> None:
         """What is new in this state of the operation."""
         width = max((len(step.label) for step in operation.steps), default=0)
         self._running = None
+        self._pace = f"  {show_pace(operation.pace)}" if operation.pace is not None else ""
         # while undoing, the last step comes back first
         undoing = any(step.state in ("undone", "undoing") for step in operation.steps)
         for step in reversed(operation.steps) if undoing else operation.steps:
@@ -127,7 +141,7 @@ class _Steps:
             if step.state == "waiting":
                 del self._since[(step.index, "running")]
                 continue
-            if step.state in ("running", "undoing"):
+            if step.state in ("running", "looking", "undoing"):
                 mark = self._terminal.paint_note(STYLE[step.state], MARKS[step.state])
                 self._running = (f"  {mark}  {step.label:<{width}}  {step.host}", began)
                 continue
@@ -145,14 +159,12 @@ class _Steps:
         """Move the clock of the running step."""
         if self._running is not None:
             text, began = self._running
-            self._terminal.show_live(f"{text}  {show_seconds(now - began)}")
+            self._terminal.show_live(f"{text}  {show_seconds(now - began)}{self._pace}")
 
 
-def follow(
-    client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = ""
-) -> Operation:
+def follow(client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = "") -> End:
     """Show the operation until its end and return that. Raises Detached, Overdue, Problem."""
-    arrivals: queue.Queue[Operation | BaseException] = queue.Queue()
+    arrivals: queue.Queue[Operation | Vm | BaseException] = queue.Queue()
     told_away = threading.Event()
 
     def on_away(why: str) -> None:
@@ -164,8 +176,8 @@ def follow(
 
     def listen() -> None:
         try:
-            for operation in changes(client, id, on_away):
-                arrivals.put(operation)
+            for change in changes(client, id, on_away):
+                arrivals.put(change)
         except BaseException as error:
             arrivals.put(error)
 
@@ -173,6 +185,7 @@ def follow(
         terminal.note(title)
     began = time.monotonic()
     steps = _Steps(terminal, began)
+    vm: Vm | None = None
     threading.Thread(target=listen, name=f"watch {id}", daemon=True).start()
     try:
         while True:
@@ -185,9 +198,12 @@ def follow(
                 continue
             if isinstance(arrival, BaseException):
                 raise arrival
+            if isinstance(arrival, Vm):
+                vm = arrival
+                continue
             steps.show(arrival, time.monotonic())
             if arrival.over:
-                return arrival
+                return End(arrival, vm)
     except KeyboardInterrupt:
         raise Detached([id]) from None
     finally:

@@ -147,7 +147,7 @@ _timeout = click.option("--timeout", type=DURATION, help="Stop waiting after thi
 
 
 def _to_the_end(session: Session, id: str, timeout: float | None, *, cancelling: bool = False) -> None:
-    operation = follow(session.client, session.terminal, id, timeout=timeout)
+    operation = follow(session.client, session.terminal, id, timeout=timeout).operation
     if structured(session):
         show_document(session, session.client.get(f"/v1/operations/{quote(operation.id)}").body)
     problem = failure(operation)

@@ -1,4 +1,5 @@
-"""Take a domain's persistent configuration from the host; a running one goes on until it stops."""
+"""Take a domain's persistent configuration from the host, with what was kept for it; a running one goes on until it
+stops."""
 
 from typing import Any
 
@@ -9,7 +10,7 @@ from hostagent.commands._errors import is_absent
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
 from hostagent.hypervisor import Scope
-from hostagent.layout import RUN_RECORD, SERIAL_LOG, clean, is_clean
+from hostagent.layout import RUN_RECORD, SEED, SERIAL_LOG, clean, is_clean
 from vmorch.core.hostcommands import Done, Observed, UndefineDomain
 
 _EVERYTHING_OF_IT = (
@@ -17,19 +18,23 @@ _EVERYTHING_OF_IT = (
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
 )
+_KEPT = SEED, SERIAL_LOG, RUN_RECORD
 
 
 def _reached(command: UndefineDomain, host: Host) -> bool:
-    domain = find(host, command.vm)
+    return _is_reached(find(host, command.vm), command, host)
+
+
+def _is_reached(domain: Any, command: UndefineDomain, host: Host) -> bool:
     if domain is None:
-        return is_clean(host.layout.vm("local", command.vm), SERIAL_LOG, RUN_RECORD)
+        return is_clean(host.layout.vm("local", command.vm), *_KEPT)
     return not domain.isPersistent()
 
 
 @handles(UndefineDomain, reached=_reached)
 def undefine_domain(command: UndefineDomain, host: Host, scope: Scope) -> Done:
     domain = find(host, command.vm)
-    already = domain is None or not domain.isPersistent()
+    already = _is_reached(domain, command, host)
     if domain is not None and not already:
         _undefine(domain)
     seen = Observed(power="absent") if domain is None else observe(host, domain)
@@ -48,5 +53,5 @@ def _undefine(domain: Any) -> None:
 
 
 def _forget(command: UndefineDomain, host: Host) -> None:
-    clean(host.layout.vm("local", command.vm), SERIAL_LOG, RUN_RECORD)
+    clean(host.layout.vm("local", command.vm), *_KEPT)
     host.runs.forget(command.vm)

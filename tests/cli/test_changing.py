@@ -250,6 +250,15 @@ def test_a_lost_answer_is_asked_for_again_under_the_same_request_id(api: Api, vm
     assert len(set(ids)) == 1
 
 
+def test_a_vm_told_at_the_end_of_its_operation_is_not_asked_for(api: Api, vmorch: Run) -> None:
+    api.on("POST /v1/vms/web-3/start", make.accepted("web-3"))
+    told = make.events(("operation", STEPS[2]), ("vm", make.vm("web-3")), ("operation", STEPS[3]))
+    api.on(f"GET /v1/operations/{make.OP}/watch", lambda asked: make.stream(told))
+    done = vmorch("vm", "start", "web-3")
+    assert done.stdout == "web-3 is running on hv-02 at 10.0.4.13\n", done.stderr
+    assert [each.path for each in api.asked] == ["/v1/vms/web-3/start", f"/v1/operations/{make.OP}/watch"]
+
+
 def test_the_watch_outlives_a_restart_of_the_server_and_says_so_once(api: Api, vmorch: Run) -> None:
     broken = [
         make.stream(make.events(("operation", STEPS[0]))),

@@ -306,6 +306,7 @@ def test_links_are_neither_followed_nor_deleted(
     refused(hypervisor, DeleteDisk(vm=vm, disk=DISK), "not-ours")
     refused(hypervisor, WriteSeed(vm=vm, seed=SeedSpec(hostname="web"), nics=(), instance="i"), "not-ours")
     refused(hypervisor, DeleteSeed(vm=vm), "not-ours")
+    refused(hypervisor, UndefineDomain(vm=vm), "not-ours")
     assert victim.read_text() == "precious"
     for name in ("vda.qcow2", "seed.iso"):
         (directory / name).unlink()

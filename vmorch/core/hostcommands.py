@@ -119,7 +119,11 @@ class DefineDomain(DomainCommand, frozen=True, kw_only=True):
 
 @message("host.undefine-domain")
 class UndefineDomain(DomainCommand, frozen=True, kw_only=True):
-    """The host has no persistent configuration of the domain."""
+    """The host has no persistent configuration of the domain, and once it does not run, nothing kept for one.
+
+    What is kept are its seed, its serial log and what is remembered of its run. Disks stay. A running domain goes
+    on with all of it until it stops.
+    """
 
     label = "undefine"
 

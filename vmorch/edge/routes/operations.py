@@ -7,11 +7,12 @@ from typing import Any
 
 from starlette.responses import Response
 
-from vmorch.core.aggregates.vm import Operation
+from vmorch.core.aggregates.vm import Operation, Vm
 from vmorch.core.errors import Rejected
+from vmorch.core.fleet import Fleet
 from vmorch.core.hostcommands import Sample
 from vmorch.core.ids import OperationId
-from vmorch.core.resources import operation_resource
+from vmorch.core.resources import operation_resource, vm_resource
 from vmorch.edge import answers, requests, streams
 from vmorch.edge.calls import Call, Services
 from vmorch.edge.routes.reading import page, settle
@@ -88,6 +89,14 @@ async def _once(doc: bytes) -> AsyncIterator[bytes]:
     yield streams.message(doc, event="operation")
 
 
+def _now(fleet: Fleet, vm: Vm, operation: Operation, sample: Sample | None) -> bytes:
+    """The operation; once it is over, its VM before it, so that whoever waited for the end need not ask for that."""
+    doc = streams.message(answers.encode(operation_resource(fleet, vm, operation, sample)), event="operation")
+    if operation.outcome is None or vm.spec is None:
+        return doc
+    return streams.message(answers.encode(vm_resource(fleet, vm)), event="vm") + doc
+
+
 async def _watch(services: Services, id: OperationId) -> AsyncIterator[bytes]:
     seen: Operation | None = None
     sample: Sample | None = None
@@ -106,7 +115,6 @@ async def _watch(services: Services, id: OperationId) -> AsyncIterator[bytes]:
                 return
             if found[1] is not seen or samples.newest(id) is not sample:
                 seen, sample = found[1], samples.newest(id)
-                doc = answers.encode(operation_resource(fleet, *found, sample))
-                yield streams.message(doc, event="operation")
+                yield _now(fleet, *found, sample)
             if seen.outcome is not None:
                 return
