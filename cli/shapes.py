@@ -230,6 +230,7 @@ class Host(Struct, frozen=True):
     unmanaged: list[str] = []
     facts: Facts | None = None
     version: int = 0
+    drain: str | None = None
 
 
 class Image(Struct, frozen=True):
