@@ -1,7 +1,7 @@
 """The public API as calls: who asks and why goes with each request. Must not print or decide what is shown."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
@@ -73,12 +73,13 @@ class Client:
         body: Mapping[str, Any],
         *,
         request_id: str,
+        method: Literal["POST", "PATCH"] = "POST",
         dry_run: bool = False,
         limit: float = 60.0,
     ) -> Answer:
         """Ask for a change. The same request id asks for the same change, however often it is sent."""
         return self.transport.request(
-            "POST",
+            method,
             path,
             query={"dryRun": True} if dry_run else None,
             body=msgspec.json.encode(body),

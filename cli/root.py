@@ -26,6 +26,7 @@ ENTRIES = {
     "event": Entry("cli.commands.event:event", "Read the log: who did what, when and why.", THINGS),
     "events": Entry("cli.commands.event:event", "The same as event.", THINGS, hidden=True),
     "token": Entry("cli.commands.token:token", "Create and revoke API tokens.", THINGS),
+    "cluster": Entry("cli.commands.cluster:cluster", "The cluster's policy: look at it, change it.", CLUSTER),
     "status": Entry("cli.commands.cluster:status", "The cluster at a glance.", CLUSTER),
     "doctor": Entry("cli.commands.cluster:doctor", "Check every part and say how to mend it.", CLUSTER),
     "projection": Entry(
@@ -80,6 +81,7 @@ FOREIGN = {
     "logs": "vmorch event list --subject vm/NAME",
     "history": "vmorch event list --subject vm/NAME",
     "config": "vmorch context list",
+    "policy": "vmorch cluster describe",
     "version": "vmorch --version",
     "vms": "vmorch vm",
     "hosts": "vmorch host",

@@ -213,6 +213,14 @@ class Facts(Struct, frozen=True):
     networks: list[str] = []
 
 
+class Certificate(Struct, frozen=True):
+    """A host's newest certificate."""
+
+    names: list[str]
+    expires: datetime
+    fingerprint: str = ""
+
+
 class Host(Struct, frozen=True):
     """A host."""
 
@@ -229,8 +237,25 @@ class Host(Struct, frozen=True):
     overcommit: dict[str, float] = {}
     unmanaged: list[str] = []
     facts: Facts | None = None
+    certificate: Certificate | None = None
     version: int = 0
     drain: str | None = None
+
+
+class Policy(Struct, frozen=True):
+    """What holds for all hosts and VMs."""
+
+    clear_migration: bool = False
+    migrations_out: int = 0
+    migrations_in: int = 0
+    migrations: int = 0
+
+
+class Cluster(Struct, frozen=True):
+    """The cluster as its admins set it."""
+
+    policy: Policy
+    version: int = 0
 
 
 class Image(Struct, frozen=True):

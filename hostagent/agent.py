@@ -17,6 +17,7 @@ from hostagent.journal import Journal
 from hostagent.lanes import Lanes
 from hostagent.pinning import Pins
 from hostagent.session import Party, Session
+from hostagent.telemetry import Teller
 from hostagent.watching import Watching
 from vmorch.bus.bus import Bus, to_control_plane
 from vmorch.wire import subjects
@@ -40,13 +41,18 @@ class Agent:
         self._watching = Watching(journal, hypervisor, effects, told=self._wake)
         self._session = Session(party, journal, hypervisor, self._watching, pins, effects, new_credentials)
         self._lanes = Lanes(self._carry_out, self._failed)
-        self._intake = Intake(party, journal, self._session, pins, self._lanes, effects)
+        self._teller = Teller(party, self._session)
+        self._intake = Intake(party, journal, self._session, pins, self._lanes, self._teller, effects)
         self._execution = Execution(journal, hypervisor, self._watching, effects, self._intake.answered)
         self._fault: asyncio.Future[None] | None = None
 
     def connection_changed(self, connected: bool) -> None:
         """To be told of every connection of the bus, and of every loss. Only on the event loop's thread."""
         self._session.connection_changed(connected)
+
+    def facts_changed(self) -> None:
+        """To be told when the host became another than it said, so that it says so. Only on the event loop's thread."""
+        self._session.begin_anew()
 
     async def run(self, bus: Bus) -> None:
         """Take orders and report until cancelled. What an earlier process left open is looked at first."""
@@ -59,6 +65,7 @@ class Agent:
             tasks.create_task(self._watching.run(), name="watching")
             tasks.create_task(self._session.tell_for_ever(bus), name="session")
             tasks.create_task(self._session.beat_for_ever(bus), name="heartbeat")
+            tasks.create_task(self._teller.publish_for_ever(bus), name="telemetry")
             await self._fault
 
     async def close(self, grace: float) -> None:

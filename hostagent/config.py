@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from vmorch.core.spec import NETWORK_PATTERN, Name
 
 DEFAULT_PATH = Path("/etc/vmorch/agent.toml")
+DEFAULT_HOOKS_DIR = Path("/etc/vmorch/hooks")
 
 
 class AgentSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +42,25 @@ class NetworkSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     default: Annotated[str, Meta(pattern=NETWORK_PATTERN)] | None = None
 
 
+class MigrationSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How guests come from and go to other hosts.
+
+    `address`: the name or IP address by which other hosts reach this one's libvirt; without it the machine's own host
+    name. `pki_dir` holds the host's certificates and keys, `pki` in the state directory unless it is set. QEMU reads
+    them, so `group` is that of its processes where those are not root's.
+    """
+
+    address: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:-]{1,253}$")] | None = None
+    pki_dir: str | None = None
+    group: str | None = None
+
+
+class HooksSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`dir` may hold executable files named after what they are run for, like `before-maintenance`."""
+
+    dir: str = str(DEFAULT_HOOKS_DIR)
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
@@ -48,10 +68,16 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     libvirt: LibvirtSection = LibvirtSection()
     storage: StorageSection = StorageSection()
     network: NetworkSection = NetworkSection()
+    migration: MigrationSection = MigrationSection()
+    hooks: HooksSection = HooksSection()
 
     @property
     def state_dir(self) -> Path:
         return Path(self.agent.state_dir)
+
+    @property
+    def pki_dir(self) -> Path:
+        return Path(self.migration.pki_dir) if self.migration.pki_dir else self.state_dir / "pki"
 
 
 class BadConfig(Exception):

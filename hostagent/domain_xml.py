@@ -92,6 +92,14 @@ def read_figures(xml: str) -> dict[str, str]:
     return {} if found is None else _figures(found)
 
 
+def read_disks(xml: str) -> dict[str, str]:
+    """The files that a domain writes to, by the names of its disks."""
+    found = _parse(xml)
+    disks = () if found is None else found.iterfind("devices/disk")
+    written = (_disk_figure(each).partition("=") for each in disks if each.find("readonly") is None)
+    return {name: file for name, _, file in written}
+
+
 def read_machine(xml: str | None) -> str:
     """The machine type in a domain's configuration; without one, the newest that the host has."""
     found = None if xml is None else _parse(xml)

@@ -49,6 +49,10 @@ class _Renewal(Struct, frozen=True, kw_only=True):
     credentials: str
 
 
+class _Revoked(Struct, frozen=True, kw_only=True):
+    revoked: str
+
+
 class _Refusal(Struct, frozen=True, kw_only=True):
     code: str = "refused"
     message: str = ""
@@ -107,6 +111,23 @@ def renew_credentials(identity: Identity, pair: keys.KeyPair, now: float) -> str
     with http_client(identity.server_url) as client:
         data = _ask(lambda: client.get(path, headers=headers(path, pair, identity.host, now)), identity.server_url)
     return _understand(data, _Renewal, identity.server_url).credentials
+
+
+def ask_certificate(identity: Identity, pair: keys.KeyPair, csr: str, now: float) -> bytes:
+    """The control plane's sealed answer to a certificate request. Raises EnrolmentError."""
+    path = f"/v1/hosts/{identity.host}/certificate"
+    body = msgspec.json.encode({"csr": csr})
+    signed = headers(path, pair, identity.host, now, body)
+    with http_client(identity.server_url) as client:
+        return _ask(lambda: client.post(path, content=body, headers=signed), identity.server_url)
+
+
+def ask_revoked(identity: Identity, pair: keys.KeyPair, now: float) -> str:
+    """The list of certificates that are to be trusted no more, as PEM. Raises EnrolmentError."""
+    path = "/v1/certificates/revoked"
+    with http_client(identity.server_url) as client:
+        data = _ask(lambda: client.get(path, headers=headers(path, pair, identity.host, now)), identity.server_url)
+    return _understand(data, _Revoked, identity.server_url).revoked
 
 
 def http_client(server_url: str) -> httpx2.Client:

@@ -15,11 +15,13 @@ from hostagent.hypervisor import Expired, Hypervisor, HypervisorLost, Withdrawn
 from hostagent.journal import Journal
 from hostagent.scope import OrderScope
 from hostagent.watching import Watching
-from vmorch.core.hostcommands import Answer, Done, Failed, Observed
+from vmorch.core.hostcommands import Answer, Done, Failed, Observed, ObserveDomain
 from vmorch.core.ids import CommandId, VmId
 from vmorch.core.messages import HostCommand
 
 JOURNAL_RETRY_SECONDS = 1.0
+BLIND_SECONDS = 10.0
+"""How long a look waits for a daemon that is away before it answers that nothing can be seen."""
 
 _log = structlog.get_logger(__name__)
 
@@ -64,23 +66,30 @@ class Execution:
             outcome = await self._run(lambda: self._look(job) if job.interrupted else self._reach(job))
             while outcome is None:
                 self._watching.lost()
-                await self._watching.back()
-                outcome = await self._run(lambda: self._look(job))
+                outcome = await self._look_when_back(job)
             answer = outcome.answer
             while not outcome.remembered:
                 await asyncio.sleep(JOURNAL_RETRY_SECONDS)
                 outcome = await self._run(lambda: self._remember(job, answer))
         self._answered(job)
 
+    async def _look_when_back(self, job: Job) -> _Outcome | None:
+        try:
+            # who only wants to see is told soon that there is nothing to see
+            async with asyncio.timeout(BLIND_SECONDS if isinstance(job.command, ObserveDomain) else None):
+                await self._watching.back()
+        except TimeoutError:
+            unknown = Observed(power="unknown", reason="hypervisor unreachable")
+            return await self._run(lambda: self._remember(job, Done(observed=unknown)))
+        return await self._run(lambda: self._look(job))
+
     def _reach(self, job: Job) -> _Outcome | None:
         """Do it; None if the daemon went away, so that nobody knows whether it was done."""
         try:
             job.scope.check()
             answer = self._hypervisor.execute(job.command, job.scope)
-        except Withdrawn:
-            answer = Failed(code="cancelled", message="withdrawn", observed=self._seen(job))
-        except Expired:
-            answer = Failed(code="deadline-passed", message="its time was over", observed=self._seen(job))
+        except (Withdrawn, Expired) as end:
+            answer = self._given_up(job, end)
         except HypervisorLost:
             return None
         except Exception as fault:  # a defect in one command must neither end the agent nor hide
@@ -91,7 +100,9 @@ class Execution:
     def _look(self, job: Job, fault: str = "") -> _Outcome | None:
         """Find out whether the target is reached; None if the daemon is away."""
         try:
-            answer = self._hypervisor.resolve(job.command)
+            answer = self._hypervisor.resolve(job.command, job.scope)
+        except (Withdrawn, Expired) as end:
+            answer = self._given_up(job, end)
         except HypervisorLost:
             return None
         except Exception as blind:  # as above
@@ -108,6 +119,11 @@ class Execution:
             _log.error("journal refuses an answer", order=job.id, error=str(error))
             return _Outcome(answer, remembered=False)
         return _Outcome(answer, remembered=True)
+
+    def _given_up(self, job: Job, end: Withdrawn | Expired) -> Failed:
+        if isinstance(end, Withdrawn):
+            return Failed(code="cancelled", message="withdrawn", observed=self._seen(job))
+        return Failed(code="deadline-passed", message="its time was over", observed=self._seen(job))
 
     def _seen(self, job: Job) -> Observed | None:
         if job.vm is None:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from vmorch.core.hostcommands import Answer, Observed
+from vmorch.core.hostcommands import Answer, Observed, Sample
 from vmorch.core.ids import VmId
 from vmorch.core.messages import HostCommand
 from vmorch.core.spec import HostFacts
@@ -43,6 +43,9 @@ class Scope(Protocol):
     def pause(self, seconds: float) -> None:
         """Wait that long, or less if the order is withdrawn or expires, which is then raised."""
 
+    def tell(self, sample: Sample) -> None:
+        """Show how far a passage has come. Never waits, never fails, and may reach nobody."""
+
 
 class HypervisorLost(Exception):
     """The hypervisor's daemon cannot be reached now; nothing is known about the effect of a call in flight."""
@@ -58,9 +61,11 @@ class Hypervisor(Protocol):
         """Reach the command's target and tell what is seen then. Refusals are Failed with a stable code.
         Raises Withdrawn, Expired, HypervisorLost."""
 
-    def resolve(self, command: HostCommand) -> Answer:
-        """After a crash in the middle of `execute`: look whether the target is reached, change nothing.
-        Done(already=True) if it is, else Failed(code="interrupted"). Raises HypervisorLost."""
+    def resolve(self, command: HostCommand, scope: Scope) -> Answer:
+        """After a crash in the middle of `execute`: look whether the target is reached, and begin nothing.
+        What the daemon goes on with by itself is followed to its end first, within the command's own limits.
+        Done(already=True) if it is reached, else Failed(code="interrupted"), or a command's own code where the
+        looking tells more. Raises Withdrawn, Expired, HypervisorLost."""
 
     def inventory(self) -> Inventory:
         """Look at every domain. Raises HypervisorLost."""

@@ -15,6 +15,7 @@ from hostagent.lanes import Lanes
 from hostagent.pinning import Pins
 from hostagent.scope import OrderScope
 from hostagent.session import Party, Session
+from hostagent.telemetry import Teller
 from vmorch.core.codec import Unreadable, unpack_host_command
 from vmorch.core.hostcommands import DomainCommand, Failed
 from vmorch.core.ids import CommandId, VmId
@@ -34,6 +35,7 @@ class Intake:
         session: Session,
         pins: Pins,
         lanes: Lanes[Job],
+        teller: Teller,
         effects: Effects,
     ) -> None:
         self._party = party
@@ -41,6 +43,7 @@ class Intake:
         self._session = session
         self._pins = pins
         self._lanes = lanes
+        self._teller = teller
         self._effects = effects
         self._jobs: dict[CommandId, Job] = {}
         # journaling and queueing of one message must not be split by another one about the same order
@@ -149,7 +152,7 @@ class Intake:
         until: float,
         interrupted: bool = False,
     ) -> None:
-        scope = OrderScope(self._effects.clock, until)
+        scope = OrderScope(self._effects.clock, until, self._teller.of(id, vm))
         job = Job(id=id, lane=lane, vm=vm, command=command, scope=scope, interrupted=interrupted)
         self._jobs[id] = job
         self._lanes.put(lane, job)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Literal
 
 from hostagent.accel import choose_domain_type
-from hostagent.commands import carry_out, look, look_around, see, tell_facts
+from hostagent.commands import carry_out, follow, look_around, see, tell_facts
 from hostagent.commands._host import Host
+from hostagent.config import DEFAULT_HOOKS_DIR
+from hostagent.hooks import Hooks
 from hostagent.hypervisor import Inventory, Scope
 from hostagent.images import ImageCache
 from hostagent.layout import Layout
 from hostagent.link import Link
+from hostagent.passages import Passages
 from hostagent.runs import Runs
 from vmorch.core.hostcommands import Answer, Observed
 from vmorch.core.ids import VmId
@@ -25,7 +28,8 @@ class LibvirtHypervisor:
     """A host reached at a libvirt URI on the same machine. Nothing is asked of libvirt before the first call.
 
     `local_dir` and `shared_dir` hold images, disks and seeds; `fetch_base_url()` is the control plane's HTTP
-    address, and `request_headers(path)` gives what identifies this host there.
+    address, and `request_headers(path)` gives what identifies this host there. Other hosts' libvirt reaches this
+    one's at `address` (its own name, if that is empty), with the certificates in `pki_dir`.
     """
 
     def __init__(
@@ -38,6 +42,9 @@ class LibvirtHypervisor:
         cluster: str,
         fetch_base_url: Callable[[], str],
         request_headers: Callable[[str], dict[str, str]],
+        address: str = "",
+        pki_dir: Path = Path("/var/lib/vmorch-agent/pki"),
+        hooks_dir: Path = DEFAULT_HOOKS_DIR,
     ) -> None:
         layout = Layout(local_dir.absolute(), shared_dir.absolute() if shared_dir is not None else None)
         self._host = Host(
@@ -45,9 +52,13 @@ class LibvirtHypervisor:
             layout=layout,
             images=ImageCache(layout, fetch_base_url, request_headers),
             runs=Runs(layout),
+            passages=Passages(),
             cluster=cluster,
             domain_type=choose_domain_type(accel, layout.root("local") / "accel.json"),
             default_network=default_network,
+            address=address,
+            pki_dir=pki_dir,
+            hooks=Hooks(hooks_dir, layout.root("local") / "hooks"),
         )
 
     def facts(self) -> HostFacts:
@@ -56,8 +67,8 @@ class LibvirtHypervisor:
     def execute(self, command: HostCommand, scope: Scope) -> Answer:
         return carry_out(self._host, command, scope)
 
-    def resolve(self, command: HostCommand) -> Answer:
-        return look(self._host, command)
+    def resolve(self, command: HostCommand, scope: Scope) -> Answer:
+        return follow(self._host, command, scope)
 
     def inventory(self) -> Inventory:
         return look_around(self._host)

@@ -6,8 +6,8 @@ calling thread holds during a call. Must not decide what a lost daemon means.
 """
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import libvirt
@@ -69,6 +69,20 @@ class Link:
     def queries(self) -> Any:
         """The connection for questions that are answered at once. Raises HypervisorLost."""
         return self._open()[1]
+
+    @contextmanager
+    def line(self) -> Iterator[Any]:
+        """One more connection, inside the block: for a call that may take hours, which would take a place among the
+        few that each connection has. Raises HypervisorLost."""
+        _start_event_loop()
+        try:
+            connection = libvirt.open(self._uri)
+        except libvirt.libvirtError as error:
+            raise HypervisorLost(str(error)) from error
+        with suppress(libvirt.libvirtError):
+            connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
+        # not closed by hand: a call that hangs may still be inside, and the last reference to go closes it
+        yield connection
 
     def watch(self, changed: Callable[[VmId | None], None], lost: Callable[[], None]) -> None:
         """Hand over what libvirt tells from now on, from its thread."""

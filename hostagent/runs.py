@@ -18,13 +18,15 @@ from vmorch.core.ids import VmId
 class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`phase` of the latest start: begun, or known to have succeeded; empty when its answer was given long ago.
 
-    `before` is why the domain was off then, `serial_bytes` how much its serial log held.
+    `before` is why the domain was off then, `serial_bytes` how much its serial log held. `arrival`: a guest of
+    another host is expected here, or came halted and has not run here since.
     """
 
     phase: Literal["", "starting", "started"] = ""
     before: str = ""
     serial_bytes: int = 0
     addresses: tuple[str, ...] = ()
+    arrival: Literal["", "expected", "halted"] = ""
 
 
 class Runs:
@@ -66,6 +68,22 @@ class Runs:
         record = self.of(vm)
         if record.addresses != addresses:
             self._write(vm, msgspec.structs.replace(record, addresses=addresses))
+
+    def expected(self, vm: VmId) -> None:
+        """The guest will come here from another host."""
+        self._write(vm, msgspec.structs.replace(self.of(vm), arrival="expected"))
+
+    def came(self, vm: VmId, *, halted: bool) -> None:
+        """If the guest was expected, it is here now."""
+        record = self.of(vm)
+        if record.arrival == "expected":
+            self._write(vm, msgspec.structs.replace(record, arrival="halted" if halted else ""))
+
+    def ran(self, vm: VmId) -> None:
+        """The guest was seen running here."""
+        record = self.of(vm)
+        if record.arrival:
+            self._write(vm, msgspec.structs.replace(record, arrival=""))
 
     def ended(self, vm: VmId, reason: str) -> str:
         """Why the domain is off: what libvirt says now or, when its daemon has forgotten, what it said before."""

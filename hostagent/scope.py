@@ -7,14 +7,18 @@ import threading
 from collections.abc import Callable
 
 from hostagent.hypervisor import Expired, Withdrawn
+from vmorch.core.hostcommands import Sample
 
 
 class OrderScope:
-    """A `Scope` that ends at `until` on the monotonic clock, or when it is withdrawn."""
+    """A `Scope` that ends at `until` on the monotonic clock, or when it is withdrawn. `tell` takes its samples."""
 
-    def __init__(self, clock: Callable[[], float], until: float) -> None:
+    def __init__(
+        self, clock: Callable[[], float], until: float, tell: Callable[[Sample], None] = lambda sample: None
+    ) -> None:
         self._clock = clock
         self._until = until
+        self._tell = tell
         self._withdrawn = threading.Event()
 
     def withdraw(self) -> None:
@@ -34,3 +38,6 @@ class OrderScope:
         self.check()
         self._withdrawn.wait(min(seconds, self.remaining()))
         self.check()
+
+    def tell(self, sample: Sample) -> None:
+        self._tell(sample)

@@ -23,6 +23,7 @@ from hostagent.enrolment import EnrolmentError, enroll
 from hostagent.identity import Identity
 from hostagent.logs import log_to_stderr
 from hostagent.simulated_hypervisor import SimulatedHypervisor, kept_host, typical_seconds
+from hostagent.simulated_site import Site
 from vmorch.bus import keys
 from vmorch.core.hypervisor import LibvirtHost
 from vmorch.core.ids import GiB, MiB
@@ -30,6 +31,7 @@ from vmorch.core.messages import HostCommand
 from vmorch.core.spec import HostFacts
 
 HOST_FILE = "host.json"
+NETWORKS, MACHINES = ("default",), ("pc-q35-7.1", "pc-q35-7.2")
 _ENROLMENTS_AT_ONCE = 8
 
 
@@ -63,7 +65,12 @@ class SimulatedHostConfig(Struct, frozen=True, kw_only=True):
             shared_gib=self.shared_gib,
             shared_id="simulated-shared" if self.shared_gib else "",
             accel="simulated",
-            networks=("default",),
+            networks=NETWORKS,
+            address=self.name,
+            encrypts=True,
+            machines=MACHINES,
+            local_dir="/var/lib/vmorch",
+            shared_dir="/srv/vmorch" if self.shared_gib else "",
         )
 
 
@@ -77,16 +84,17 @@ async def run_simulated_hosts(
 
     Raises an ExceptionGroup of EnrolmentError, BadKey and NotEnrolled.
     """
-    effects = real_effects()
+    effects, site = real_effects(), Site()
     enrolling = asyncio.Semaphore(_ENROLMENTS_AT_ONCE)
     async with asyncio.TaskGroup() as tasks:
         for config in hosts:
-            tasks.create_task(_run(config, effects, stop, enrolling, begun), name=config.name)
+            tasks.create_task(_run(config, effects, site, stop, enrolling, begun), name=config.name)
 
 
 async def _run(
     config: SimulatedHostConfig,
     effects: Effects,
+    site: Site,
     stop: asyncio.Event,
     enrolling: asyncio.Semaphore,
     begun: Callable[[str, SimulatedHypervisor], None],
@@ -94,8 +102,9 @@ async def _run(
     async with enrolling:
         identity, pair = await effects.blocking.run(lambda: _enrolled(config))
     free = {"local": config.local_gib * 1024} | ({"shared": config.shared_gib * 1024} if config.shared_gib else {})
-    state, keep = kept_host(config.directory / HOST_FILE, LibvirtHost(free=free))
-    hypervisor = SimulatedHypervisor(config.facts, state, seconds=config.seconds, keep=keep)
+    new = LibvirtHost(free=free, available=config.memory, networks=NETWORKS, machines=MACHINES)
+    state, keep = kept_host(config.directory / HOST_FILE, new)
+    hypervisor = SimulatedHypervisor(config.facts, state, seconds=config.seconds, keep=keep, site=site)
     await hosting.host(
         identity, pair, config.directory, hypervisor, effects, stop, lambda: begun(config.name, hypervisor)
     )

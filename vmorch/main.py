@@ -5,7 +5,7 @@ import gc
 import signal
 import sys
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from vmorch.edge.app import build_app
 from vmorch.edge.images import ImageStore
 from vmorch.edge.serve import serve
 from vmorch.edge.settings import GIB, EdgeSettings
+from vmorch.engine.authority import ensure_authority
 from vmorch.engine.control import Control, Identity
 from vmorch.log.errors import LogError
 from vmorch.log.leadership import lead_while_elected
@@ -60,7 +61,9 @@ async def run(config: Config, stop: asyncio.Event) -> None:
         )
         stack.push_async_callback(link.close)
         projector = Projector(log, engine)
-        identity = Identity(cluster=cluster, nats_url=config.nats.url, keys=keys)
+        lifetime = timedelta(days=config.certificates.days)
+        authority = ensure_authority(config.data_dir / "keys", cluster, datetime.now(UTC), lifetime)
+        identity = Identity(cluster=cluster, nats_url=config.nats.url, keys=keys, authority=authority)
         control = Control(
             log, link, projector.reached, identity, SystemClock(), new_id, secrets_of(secrets_key(config.data_dir))
         )
@@ -122,8 +125,8 @@ _config = click.option(
 def init(path: Path) -> None:
     """Make what a cluster needs before its first start; harmless to repeat.
 
-    Creates database, roles and schema, the control plane's keys, the NATS server's configuration, and an admin's
-    token in DATA_DIR/admin.token.
+    Creates database, roles and schema, the control plane's keys, the authority that signs hosts' certificates, the
+    NATS server's configuration, and an admin's token in DATA_DIR/admin.token.
 
     Example: vmorch server init --config /etc/vmorch/server.toml
     """

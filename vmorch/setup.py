@@ -1,4 +1,4 @@
-"""What a cluster needs once before its first start: database, keys, the broker's configuration, an admin's token.
+"""What a cluster needs once before its first start: database, keys, authority, the broker's configuration, a token.
 
 Harmless to repeat: what is there stays. Must not need a running broker.
 """
@@ -15,6 +15,7 @@ from vmorch.bus.credentials import account_jwts, ensure_keys, nats_config, opera
 from vmorch.bus.private import write_private
 from vmorch.config import Config
 from vmorch.core.fleet import Fleet
+from vmorch.engine.authority import ensure_authority
 from vmorch.engine.caller import Caller
 from vmorch.engine.handle import Handler
 from vmorch.engine.recorder import Recorder
@@ -37,6 +38,7 @@ async def prepare(config: Config) -> None:
         create_logins(owner)
     now = datetime.now(UTC)
     keys = ensure_keys(data / "keys")
+    ensure_authority(data / "keys", config.server.cluster, now)
     accounts = account_jwts(keys, config.server.cluster, now)
     text = nats_config(config.nats.listen, operator_jwt(keys, now), accounts)
     _write(Path(config.nats.config_file), text)

@@ -1,7 +1,7 @@
 """`vmorch host`."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -13,10 +13,10 @@ from cli.listing import View, list_options, now, query_of, show_list
 from cli.output import show_document, structured
 from cli.problems import Problem
 from cli.session import Session
-from cli.shapes import Host, Single, VmRow
+from cli.shapes import Certificate, Host, Single, VmRow
 from cli.table import Column, lines, pairs
 from cli.transport import quote
-from cli.units import show_gib, show_labels, show_mib, show_time
+from cli.units import show_gib, show_labels, show_mib, show_seconds, show_time
 from cli.verbs import PAIR, Entry, Group, SectionOption, change_options, verb
 
 _HERE = "cli.commands.host"
@@ -196,7 +196,17 @@ def _facts(found: Host, at: datetime, session: Session) -> list[tuple[str, str]]
             ),
             ("Networks", ", ".join(facts.networks) or "-"),
         ]
+    if found.certificate is not None:
+        rows.append(("Certificate", _certificate(found.certificate, at, session)))
     return rows
+
+
+def _certificate(certificate: Certificate, at: datetime, session: Session) -> str:
+    names, left = ", ".join(certificate.names), (certificate.expires - at).total_seconds()
+    ends = f"{certificate.expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    if left <= 0:
+        return f"{names}, {session.terminal.paint('bad', f'expired {ends}')}"
+    return f"{names}, expires in {show_seconds(left)} ({ends})"
 
 
 _Amount = tuple[str, str, str, str]

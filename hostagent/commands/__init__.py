@@ -7,7 +7,7 @@ safe to repeat. Must not know about sessions, journals or the bus.
 import importlib
 import pkgutil
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeGuard, TypeVar
 
 import libvirt
 
@@ -38,7 +38,7 @@ def carry_out(host: Host, command: HostCommand, scope: Scope) -> Answer:
     if handler is None:
         return Failed(code="unknown-command", message=f"this agent does not know {command.kind}")
     try:
-        if isinstance(command, DomainCommand) and not isinstance(command, StartDomain):
+        if _holds_the_vm(command) and not isinstance(command, StartDomain):
             host.runs.settle(command.vm)
         return handler.reach(command, host, scope)
     except Rejected as refusal:
@@ -53,11 +53,24 @@ def carry_out(host: Host, command: HostCommand, scope: Scope) -> Answer:
         return _failed(host, command, refused)
 
 
-def look(host: Host, command: HostCommand) -> Answer:
-    """Whether the command's target is reached; nothing is changed. Raises HypervisorLost."""
+def follow(host: Host, command: HostCommand, scope: Scope) -> Answer:
+    """Whether the command's target is reached, once libvirt has ended what it may still be doing for it.
+    Raises Withdrawn, Expired, HypervisorLost."""
     handler = HANDLERS.get(type(command))
     if handler is None:
         return Failed(code="unknown-command", message=f"this agent does not know {command.kind}")
+    try:
+        handler.follow(command, host, scope)
+    except Rejected as refusal:
+        return _failed(host, command, refusal)
+    except libvirt.libvirtError as error:
+        return _failed(host, command, refusal_of(error, host.link))
+    return look(host, command)
+
+
+def look(host: Host, command: HostCommand) -> Answer:
+    """Whether the command's target is reached; nothing is changed. Raises HypervisorLost."""
+    handler = HANDLERS[type(command)]
     try:
         if handler.reached(command, host):
             return Done(observed=_observed(host, command), already=True)
@@ -67,6 +80,11 @@ def look(host: Host, command: HostCommand) -> Answer:
         return _failed(host, command, refusal_of(error, host.link))
     message = f"the agent stopped during {command.kind} and found its target not reached"
     return Failed(code="interrupted", message=message, observed=_observed(host, command))
+
+
+def _holds_the_vm(command: HostCommand) -> TypeGuard[DomainCommand]:
+    """Whether the command runs in its VM's own lane, so that no other one writes the VM's record meanwhile."""
+    return isinstance(command, DomainCommand) and command.lane == f"vm/{command.vm}"
 
 
 def see(host: Host, vm: VmId) -> Observed:
@@ -96,7 +114,12 @@ def _asked(host: Host, question: Callable[[], T]) -> T:
 
 
 def _failed(host: Host, command: HostCommand, refusal: Rejected) -> Failed:
-    return Failed(code=refusal.code, message=refusal.reason, observed=_observed(host, command))
+    return Failed(
+        code=refusal.code,
+        message=refusal.reason,
+        observed=_observed(host, command),
+        blockers=tuple(refusal.facts.get("blockers", ())),
+    )
 
 
 def _observed(host: Host, command: HostCommand) -> Observed | None:

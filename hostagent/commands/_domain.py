@@ -7,6 +7,7 @@ from typing import Any
 
 import libvirt
 
+from hostagent.commands._aside import Call
 from hostagent.commands._errors import is_absent
 from hostagent.commands._host import Host
 from hostagent.domain_xml import NAMESPACE, Marker, read_marker
@@ -27,6 +28,14 @@ _POWER: dict[int, Power] = {
 }
 
 
+_ARRIVING = frozenset({
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION),
+    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP),
+})  # fmt: skip
+"""What a guest shows that is on its way here; one that is not may show the same."""
+_ARRIVAL_SECONDS = 1.0
+
+
 def _reasons() -> dict[tuple[int, int], str]:
     prefixes = {
         libvirt.VIR_DOMAIN_PAUSED: "VIR_DOMAIN_PAUSED_",
@@ -41,8 +50,12 @@ def _reasons() -> dict[tuple[int, int], str]:
     }
 
 
-# why a domain runs is left out: it changes with every resume and interests nobody
-_REASONS = _reasons()
+_REASONS = {
+    **_reasons(),
+    # why else a domain runs is left out: it changes with every resume and interests nobody
+    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY): "postcopy",
+    (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY_FAILED): "postcopy failed",
+}
 
 
 def find(host: Host, vm: VmId, connection: Any = None) -> Any | None:
@@ -84,7 +97,7 @@ def observe(host: Host, domain: Any) -> Observed:
         state, reason = domain.state()
         if domain_is_active(state):
             _, _, memory, vcpus, _ = domain.info()
-            return seen_active(host, VmId(domain.name()), state, reason, vcpus, memory)
+            return _seen_active(host, domain, state, reason, vcpus, memory)
     except libvirt.libvirtError as error:
         if is_absent(error):
             return Observed(power="absent")
@@ -105,8 +118,24 @@ def domain_is_active(state: int) -> bool:
     return _POWER.get(state, "unknown") in ("running", "paused")
 
 
-def seen_active(host: Host, vm: VmId, state: int, reason: int, vcpus: int, memory_kib: int) -> Observed:
+def is_arriving(host: Host, domain: Any, state: int, reason: int) -> bool:
+    """Whether the guest is on its way here. Answers within a second, also when its QEMU does not."""
+    if (state, reason) not in _ARRIVING:
+        return False
+    vm = VmId(domain.name())
+    asked = host.asking.get(vm)
+    if asked is None or asked.over.is_set():
+        # libvirt refuses figures of an arrival at once; of any other domain it would ask QEMU
+        asked = host.asking[vm] = Call(domain.jobStats)
+    if not asked.over.wait(_ARRIVAL_SECONDS):
+        return True
+    host.asking.pop(vm, None)
+    return asked.error is not None and asked.error.get_error_code() == libvirt.VIR_ERR_OPERATION_UNSUPPORTED
+
+
+def _seen_active(host: Host, domain: Any, state: int, reason: int, vcpus: int, memory_kib: int) -> Observed:
     """An active domain's state in our words, with the addresses that its guest named last."""
+    vm = VmId(domain.name())
     host.runs.active(vm)
     return Observed(
         power=_POWER.get(state, "unknown"),
@@ -114,6 +143,7 @@ def seen_active(host: Host, vm: VmId, state: int, reason: int, vcpus: int, memor
         vcpus=vcpus,
         memory=MiB(memory_kib // 1024),
         addresses=host.runs.of(vm).addresses,
+        moving=host.passages.moving(vm) or is_arriving(host, domain, state, reason),
     )
 
 

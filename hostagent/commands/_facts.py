@@ -6,8 +6,10 @@ from typing import Any
 
 import libvirt
 
+from hostagent.commands._capabilities import machines, processor
 from hostagent.commands._host import Host
 from hostagent.identity import machine_id
+from hostagent.pki import lacking
 from hostagent.shared import shared_id
 from hostagent.space import storage_gib
 from vmorch.core.ids import GiB, MiB
@@ -22,8 +24,9 @@ def host_facts(host: Host) -> HostFacts:
     memory = connection.getMemoryStats(libvirt.VIR_NODE_MEMORY_STATS_ALL_CELLS)["total"] // 1024
     layout = host.layout
     shares = "shared" in layout.storages
+    hostname = connection.getHostname() or socket.gethostname()
     return HostFacts(
-        hostname=connection.getHostname() or socket.gethostname(),
+        hostname=hostname,
         machine_id=machine_id(),
         cpus=cpus,
         memory=MiB(memory),
@@ -35,6 +38,12 @@ def host_facts(host: Host) -> HostFacts:
         qemu=_dotted(connection.getVersion()),
         agent=_own_version(),
         networks=tuple(sorted(_networks(connection))),
+        address=host.address or hostname,
+        encrypts=not lacking(host.pki_dir),
+        cpu=processor(connection),
+        machines=machines(connection),
+        local_dir=str(layout.root("local").parent),
+        shared_dir=str(layout.root("shared").parent) if shares else "",
     )
 
 

@@ -12,24 +12,32 @@ C = TypeVar("C", bound=HostCommand)
 
 
 class Handler(NamedTuple):
-    """The two sides of one host command."""
+    """The sides of one host command. `follow` waits for the end of what libvirt goes on with by itself."""
 
     reach: Callable[[Any, Host, Scope], Done]
     reached: Callable[[Any, Host], bool]
+    follow: Callable[[Any, Host, Scope], None]
 
 
 HANDLERS: dict[type[HostCommand], Handler] = {}
 
 
+def _nothing_goes_on(_command: HostCommand, _host: Host, _scope: Scope) -> None: ...
+
+
 def handles(
-    command: type[C], *, reached: Callable[[C, Host], bool]
+    command: type[C],
+    *,
+    reached: Callable[[C, Host], bool],
+    follow: Callable[[C, Host, Scope], None] = _nothing_goes_on,
 ) -> Callable[[Callable[[C, Host, Scope], Done]], Callable[[C, Host, Scope], Done]]:
-    """Register how a command's target is reached. `reached` only looks. Either may raise Rejected or libvirtError."""
+    """Register how a command's target is reached. `reached` only looks; `follow` comes before it when the agent
+    stopped in the middle. Each may raise Rejected or libvirtError."""
 
     def register(reach: Callable[[C, Host, Scope], Done]) -> Callable[[C, Host, Scope], Done]:
         if command in HANDLERS:
             raise TypeError(f"{command.kind} is handled twice")
-        HANDLERS[command] = Handler(reach, reached)
+        HANDLERS[command] = Handler(reach, reached, follow)
         return reach
 
     return register

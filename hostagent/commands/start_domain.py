@@ -1,11 +1,15 @@
-"""Make a domain run."""
+"""Make a domain run, or stand ready to run with its vCPUs halted."""
 
 from typing import Any
+
+import libvirt
 
 from hostagent.commands._domain import find, need, observe
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
+from hostagent.commands._resuming import check_whole, resume
 from hostagent.hypervisor import Scope
+from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, StartDomain
 
 ROOT_DISK = "vda"
@@ -25,6 +29,8 @@ def _reached(command: StartDomain, host: Host) -> bool:
     if seen.power != "running" and record.phase == "starting":
         _outwait(domain)
         seen = observe(host, domain)
+    if command.halted:
+        return seen.power == "paused"
     if seen.power == "running":
         return True
     if seen.power == "paused" or not record.phase:
@@ -51,19 +57,18 @@ def _outwait(domain: Any) -> None:
 def start_domain(command: StartDomain, host: Host, scope: Scope) -> Done:
     domain = need(host, command.vm)
     seen = observe(host, domain)
+    check_whole(seen)
+    if command.halted and seen.power == "running":
+        raise Rejected("libvirt-refused", "the domain runs")
     # before anything else: from here on a crash is judged by this record and by no older one
     host.runs.starting(command.vm, seen.reason)
-    if seen.power == "running":
+    if seen.power == ("paused" if command.halted else "running"):
         host.runs.started(command.vm)
         return Done(observed=seen, already=True)
     scope.check()
-    _run(domain, paused=seen.power == "paused")
+    if seen.power == "paused":
+        resume(host, domain)
+    else:
+        domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if command.halted else 0)
     host.runs.started(command.vm)
     return Done(observed=observe(host, domain))
-
-
-def _run(domain: Any, *, paused: bool) -> None:
-    if paused:
-        domain.resume()
-    else:
-        domain.create()

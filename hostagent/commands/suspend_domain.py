@@ -18,5 +18,6 @@ def suspend_domain(command: SuspendDomain, host: Host, scope: Scope) -> Done:
     seen = observe(host, domain)
     if seen.power == "paused":
         return Done(observed=seen, already=True)
+    host.runs.ran(command.vm)
     domain.suspend()
     return Done(observed=observe(host, domain))

@@ -8,7 +8,7 @@ import json
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from vmorch.core.codes import CODES
 from vmorch.core.drain_resources import BudgetResource, CauseResource, DrainDetail, DrainVm, HostAfterResource
 from vmorch.core.ids import Digest, GiB, MiB
 from vmorch.core.resources import (
+    CertificateResource,
     EventResource,
     HostResource,
     ImageResource,
@@ -96,7 +97,7 @@ class _Requests(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    do_GET = do_POST = do_PUT = do_DELETE = _answer
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -286,6 +287,9 @@ def host(name: str, **more: Any) -> HostResource:
         "overcommit": {"cpu": 4.0, "memory": 1.0, "disk": 1.0},
         "unmanaged": (),
         "facts": facts,
+        "certificate": CertificateResource(
+            fingerprint="5f" * 32, serial="1a2b", names=(name, "10.0.0.7"), expires=AT + timedelta(days=89)
+        ),
         "version": 3,
     }
     return HostResource(**{**fields, **more})

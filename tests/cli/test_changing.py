@@ -223,6 +223,17 @@ def test_a_change_of_the_record_only_needs_no_waiting(api: Api, vmorch: Run) -> 
     assert done.stdout == "web-1: recorded (event 48190)\n"
 
 
+def test_the_policy_is_changed_by_naming_what_shall_be_otherwise(api: Api, vmorch: Run) -> None:
+    api.on("PATCH /v1/cluster", make.accepted("", operation=None))
+    done = vmorch("cluster", "set", "--no-clear-migration", "--migrations-out", "2", "-m", "CHG-7")
+    assert done.returncode == 0, done.stderr
+    [asked] = api.changes()
+    assert asked.json() == {"clear_migration": False, "migrations_out": 2}
+    assert asked.headers["Vmorch-Reason"] == "CHG-7"
+    assert vmorch("cluster", "set").returncode == 2
+    assert vmorch("cluster", "set", "--migrations", "0").returncode == 2
+
+
 def test_timeout_exits_8_and_cancels_nothing(api: Api, vmorch: Run) -> None:
     over = threading.Event()
 

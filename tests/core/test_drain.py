@@ -1,6 +1,7 @@
 """Draining hosts: what is planned, what is shown, what becomes of each VM, and that it always ends."""
 
 import pytest
+from msgspec.structs import replace
 
 from tests.core.drains import (
     DRAIN,
@@ -24,7 +25,7 @@ from tests.core.drive import drive
 from tests.core.world import WHO, History
 from vmorch.core.aggregates.cluster import Policy, PolicySet
 from vmorch.core.aggregates.drain import ActivateHost, Drain
-from vmorch.core.aggregates.host import HostCordoned, HostReachable, HostUncordoned, HostUnreachable
+from vmorch.core.aggregates.host import HostCordoned, HostLabelled, HostReachable, HostUncordoned, HostUnreachable
 from vmorch.core.aggregates.vm import VmObserved
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Observed
@@ -80,14 +81,15 @@ def test_a_plan_says_where_how_and_why_for_each_vm(history: History) -> None:
 
 def test_a_blocked_vm_is_shown_with_everything_in_its_way(history: History) -> None:
     vm_on(history, "pet", "h1", eviction="never")
-    vm_on(history, "db", "h1", placing=Placing(host="h1"))
+    history.record(stream("host", H1), HostLabelled(labels={"disk": "ssd"}))
+    vm_on(history, "db", "h1", placing=Placing(host_labels={"disk": "ssd"}))
     vm_on(history, "big", "h1", memory=MiB(12000))
     for other in ("h2", "h3"):
         vm_on(history, f"fat-{other}", other, memory=MiB(6000))
     blocked = {each.name: [cause.text() for cause in each.causes] for each in plan(history, "h1").blocked}
     assert blocked == {
         "pet": ["its eviction is never"],
-        "db": ["h2, h3: not h1, which was asked for"],
+        "db": ["h2, h3: lacks label disk=ssd"],
         "big": ["h2, h3: needs 12000 MiB, at most 10384 left"],
     }
 
@@ -148,15 +150,20 @@ def test_limits_bound_how_many_move_at_once(history: History) -> None:
 
 
 def test_another_move_makes_room_where_that_helps(history: History) -> None:
-    vm_on(history, "fill", "h3", memory=MiB(12384))
-    for number in range(3):
-        vm_on(history, f"small-{number}", "h1", memory=MiB(4000))
-    vm_on(history, "pinned", "h1", memory=MiB(3900), placing=Placing(host="h1"))
-    pinned = history.fleet.vms[VmId("vm-pinned")]
-    assert pinned.spec is not None
-    found = plan(history, "h1")
-    assert {each.name for each in found.blocked} == {"pinned"}
-    assert sorted(move.destination or "" for move in found.moves) == [H2, H2, H2] or len(found.moves) == 3
+    history.record(stream("host", H2), HostLabelled(labels={"disk": "ssd"}))
+    vm_on(history, "fat", "h2", memory=MiB(8000))
+    vm_on(history, "fatter", "h3", memory=MiB(9000))
+    vm_on(history, "anywhere", "h1", memory=MiB(6000))
+    vm_on(history, "picky", "h1", memory=MiB(5000), placing=Placing(host_labels={}))
+    found = moves(plan(history, "h1"))
+    assert (found["anywhere"].destination, found["picky"].destination) == (H2, H3)
+    vm = history.fleet.vms[VmId("vm-picky")]
+    assert vm.spec is not None
+    picky = replace(vm, spec=replace(vm.spec, placing=Placing(host_labels={"disk": "ssd"})))
+    history.fleet.vms[vm.id] = picky
+    again = moves(plan(history, "h1", drain=DrainId("drain-2")))
+    assert (again["anywhere"].destination, again["picky"].destination) == (H3, H2)
+    assert again["picky"].why == "in place of anywhere"
 
 
 def test_a_plan_says_whether_one_more_host_could_be_lost(history: History) -> None:

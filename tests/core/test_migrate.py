@@ -365,3 +365,11 @@ def test_more_guests_than_the_policy_allows_do_not_leave_a_host_at_once(history:
     for vm in vms[:4]:
         begin(history, vm, MigrateVm())
     assert refused(history, vms[4], MigrateVm()).code == "too-many-migrations"
+
+
+def test_a_vm_that_was_created_on_a_named_host_may_move_from_there(history: History) -> None:
+    vm = vm_on_h1(history, placing=Placing(host="h1"))
+    history.host("h2")
+    begin(history, vm, MigrateVm())
+    assert drive(history, vm).outcome == "succeeded"
+    assert now(history, vm).host == H2

@@ -27,6 +27,7 @@ from vmorch.core.hypervisor import LibvirtHost
 from vmorch.core.ids import GiB, MiB, OperationId, Position, SessionId
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.spec import HostFacts
+from vmorch.engine.authority import ensure_authority
 from vmorch.engine.caller import Accepted, Caller
 from vmorch.engine.control import Control, Enrolled, Identity
 from vmorch.log.interface import Log
@@ -102,6 +103,7 @@ class Cluster:
         self.keys = ControlKeys(
             operator=create("operator"), account=create("account"), system=create("account"), server=create("user")
         )
+        self.authority = ensure_authority(directory / "authority", CLUSTER, datetime.now(UTC))
         numbers = itertools.count(1)
         self.ids = lambda: f"{next(numbers):08d}-0000-7000-8000-000000000000"
         sessions = itertools.count(1)
@@ -124,7 +126,7 @@ class Cluster:
     async def plane(self) -> AsyncIterator[Control]:
         """The control plane, as long as the block lasts."""
         link = self.bus.link(f"server-{next(self._lives)}", subjects.server_inbox(CLUSTER))
-        identity = Identity(cluster=CLUSTER, nats_url="memory", keys=self.keys)
+        identity = Identity(cluster=CLUSTER, nats_url="memory", keys=self.keys, authority=self.authority)
 
         async def reached(position: Position, seconds: float) -> bool:
             return True

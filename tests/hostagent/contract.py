@@ -19,6 +19,8 @@ from hostagent.scope import OrderScope
 from vmorch.core.codes import OUTCOMES
 from vmorch.core.hostcommands import (
     Answer,
+    ClaimDomain,
+    ClearDomain,
     CreateDisk,
     DefineDomain,
     DeleteDisk,
@@ -26,12 +28,17 @@ from vmorch.core.hostcommands import (
     Done,
     Failed,
     FetchImage,
+    MigrateDomain,
+    ObserveDomain,
+    Passage,
     Power,
+    PrepareArrival,
     ResumeDomain,
     SetVcpus,
     StartDomain,
     StopDomain,
     SuspendDomain,
+    TuneMigration,
     UndefineDomain,
     WriteSeed,
 )
@@ -104,12 +111,12 @@ class HypervisorContract:
     def reaches(self, hypervisor: Hypervisor, command: HostCommand, *, already: bool = False) -> Done:
         """A command is interrupted before it, done once, and then again without effect."""
         if not already:
-            before = hypervisor.resolve(command)
+            before = hypervisor.resolve(command, scope())
             assert isinstance(before, Failed), (command, before)
             assert before.code == "interrupted"
         first = self.do(hypervisor, command)
         assert first.already == already, (command, first)
-        resolved = hypervisor.resolve(command)
+        resolved = hypervisor.resolve(command, scope())
         assert isinstance(resolved, Done), (command, resolved)
         assert resolved.already
         again = self.do(hypervisor, command)
@@ -123,6 +130,9 @@ class HypervisorContract:
         assert facts.machine_id
         assert facts.cpus >= 1
         assert facts.memory >= 64
+        assert facts.address
+        assert facts.local_dir
+        assert facts.machines
         assert facts == hypervisor.facts()
 
     def test_a_life_of_a_domain_is_idempotent_at_every_step(self, hypervisor: Hypervisor, vm: VmId) -> None:
@@ -177,7 +187,7 @@ class HypervisorContract:
     ) -> None:
         self.do(hypervisor, fetch(image_pin))
         assert self.do(hypervisor, fetch(image_pin)).already
-        assert isinstance(hypervisor.resolve(fetch(image_pin)), Done)
+        assert isinstance(hypervisor.resolve(fetch(image_pin), scope()), Done)
         disk = DiskSpec(name="vda", size=GiB(2), image=image_pin)
         self.reaches(hypervisor, CreateDisk(vm=vm, disk=disk))
         spec = VmSpec(vcpus=1, max_vcpus=2, memory=MiB(128), max_memory=MiB(128), disks=(disk,))
@@ -188,7 +198,7 @@ class HypervisorContract:
         second = WriteSeed(vm=vm, seed=SeedSpec(hostname="web"), nics=(NIC,), instance="i-2")
         self.reaches(hypervisor, first)
         self.reaches(hypervisor, second)
-        interrupted = hypervisor.resolve(first)
+        interrupted = hypervisor.resolve(first, scope())
         assert isinstance(interrupted, Failed)
         self.reaches(hypervisor, DeleteSeed(vm=vm))
 
@@ -251,6 +261,96 @@ class HypervisorContract:
         self.reaches(hypervisor, DefineDomain(vm=running, spec=bigger))
         seen = hypervisor.observe(running)
         assert (seen.power, seen.vcpus) == ("running", 1)
+
+    def test_a_look_answers_always_and_changes_nothing(self, hypervisor: Hypervisor, vm: VmId) -> None:
+        assert power_of(self.do(hypervisor, ObserveDomain(vm=vm))) == "absent"
+        self.do(hypervisor, CreateDisk(vm=vm, disk=DISK), DefineDomain(vm=vm, spec=SPEC))
+        assert power_of(self.do(hypervisor, ObserveDomain(vm=vm))) == "off"
+        started = self.do(hypervisor, StartDomain(vm=vm))
+        seen = self.do(hypervisor, ObserveDomain(vm=vm)).observed
+        assert seen == started.observed
+        assert seen is not None
+        assert not seen.moving
+        assert isinstance(hypervisor.resolve(ObserveDomain(vm=vm), scope()), Done)
+
+    def test_a_domain_started_halted_runs_when_it_is_resumed(self, hypervisor: Hypervisor, vm: VmId) -> None:
+        self.do(hypervisor, CreateDisk(vm=vm, disk=DISK), DefineDomain(vm=vm, spec=SPEC))
+        halted = self.reaches(hypervisor, StartDomain(vm=vm, halted=True))
+        assert halted.observed is not None
+        assert (halted.observed.power, halted.observed.reason) == ("paused", "user")
+        assert power_of(self.do(hypervisor, ResumeDomain(vm=vm))) == "running"
+        self.refused(hypervisor, StartDomain(vm=vm, halted=True), "libvirt-refused")
+
+    def test_what_is_off_or_paused_is_cleared_and_what_runs_is_not(self, hypervisor: Hypervisor, running: VmId) -> None:
+        clear = ClearDomain(vm=running)
+        assert power_of(self.refused(hypervisor, clear, "runs-here")) == "running"
+        self.do(hypervisor, SuspendDomain(vm=running))
+        assert power_of(self.reaches(hypervisor, clear)) == "absent"
+        self.do(hypervisor, DefineDomain(vm=running, spec=SPEC))
+        assert power_of(self.reaches(hypervisor, clear)) == "absent"
+        assert running not in hypervisor.inventory().domains
+        # the disk is still there
+        self.do(hypervisor, DefineDomain(vm=running, spec=SPEC), StartDomain(vm=running))
+
+    def test_nothing_is_cleared_where_nothing_is(self, hypervisor: Hypervisor, vm: VmId) -> None:
+        assert power_of(self.reaches(hypervisor, ClearDomain(vm=vm), already=True)) == "absent"
+
+    def test_a_claim_makes_the_configuration_and_starts_nothing(self, hypervisor: Hypervisor, vm: VmId) -> None:
+        claim = ClaimDomain(vm=vm, spec=SPEC, run=True)
+        assert power_of(self.reaches(hypervisor, claim)) == "off"
+        bigger = VmSpec(vcpus=2, max_vcpus=2, memory=MiB(128), max_memory=MiB(128), disks=(DISK,))
+        self.reaches(hypervisor, ClaimDomain(vm=vm, spec=bigger, run=False))
+        self.do(hypervisor, CreateDisk(vm=vm, disk=DISK), StartDomain(vm=vm))
+        assert power_of(self.do(hypervisor, claim)) == "running"
+
+    @pytest.mark.parametrize("run", [True, False])
+    def test_a_claim_leaves_a_pause_of_the_users_own(
+        self, hypervisor: Hypervisor, running: VmId, run: bool
+    ) -> None:
+        self.do(hypervisor, SuspendDomain(vm=running))
+        seen = self.reaches(hypervisor, ClaimDomain(vm=running, spec=SPEC, run=run), already=True).observed
+        assert seen is not None
+        assert (seen.power, seen.reason) == ("paused", "user")
+
+    def test_an_arrival_clears_what_is_halted_and_is_kept_from_what_runs(
+        self, hypervisor: Hypervisor, running: VmId
+    ) -> None:
+        arrival = PrepareArrival(vm=running, spec=SPEC, machine=hypervisor.facts().machines[-1], encrypted=False)
+        self.refused(hypervisor, arrival, "runs-here")
+        self.do(hypervisor, SuspendDomain(vm=running))
+        assert power_of(self.do(hypervisor, arrival)) == "absent"
+        assert isinstance(hypervisor.resolve(arrival, scope()), Done)
+        assert self.do(hypervisor, arrival).already
+
+    def test_an_arrival_is_told_everything_that_stands_in_its_way(self, hypervisor: Hypervisor, vm: VmId) -> None:
+        spec = VmSpec(
+            vcpus=1,
+            max_vcpus=1,
+            memory=MiB(16 << 20),
+            max_memory=MiB(16 << 20),
+            disks=(DISK, DiskSpec(name="vdb", size=GiB(1), storage="shared")),
+            nics=(NicSpec(mac="52:54:00:00:00:01", network="no-such-network"),),
+        )
+        arrival = PrepareArrival(vm=vm, spec=spec, machine="pc-q35-99.0", encrypted=False)
+        refused = self.refused(hypervisor, arrival, "arrival-blocked")
+        assert len(refused.blockers) == 4, refused
+        for word in ("pc-q35-99.0", "memory", "no-such-network", "vdb"):
+            assert sum(word in blocker for blocker in refused.blockers) == 1, (word, refused)
+        assert isinstance(hypervisor.resolve(arrival, scope()), Failed)
+
+    def test_a_passage_to_nowhere_leaves_the_guest_alone(self, hypervisor: Hypervisor, running: VmId) -> None:
+        leave = MigrateDomain(vm=running, address="192.0.2.1", passage=Passage(encrypted=False), copy=("vda",))
+        failed = self.refused(hypervisor, leave, "migration-failed")
+        assert power_of(failed) == "running"
+        assert failed.observed is not None
+        assert not failed.observed.moving
+        self.refused(hypervisor, TuneMigration(vm=running, bandwidth=10), "libvirt-refused")
+
+    def test_what_is_not_here_has_left_already(self, hypervisor: Hypervisor, vm: VmId) -> None:
+        leave = MigrateDomain(vm=vm, address="192.0.2.1", passage=Passage(encrypted=False))
+        assert power_of(self.reaches(hypervisor, leave, already=True)) == "absent"
+        self.do(hypervisor, DefineDomain(vm=vm, spec=SPEC))
+        self.refused(hypervisor, leave, "migration-failed")
 
     def test_the_inventory_shows_each_domain_as_a_look_at_it_does(self, hypervisor: Hypervisor, running: VmId) -> None:
         inventory = hypervisor.inventory()

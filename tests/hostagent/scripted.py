@@ -48,7 +48,18 @@ from vmorch.wire.envelopes import (
 CLUSTER, HOST, INCARNATION, MACHINE = "lab", HostId("h1"), "first", "0123456789abcdef"
 DISK = DiskSpec(name="vda", size=GiB(1))
 SPEC = VmSpec(vcpus=1, max_vcpus=4, memory=MiB(128), max_memory=MiB(256), disks=(DISK,))
-FACTS = HostFacts(hostname="h1", machine_id=MACHINE, cpus=8, memory=MiB(16384), local_gib=GiB(100), accel="simulated")
+FACTS = HostFacts(
+    hostname="h1",
+    machine_id=MACHINE,
+    cpus=8,
+    memory=MiB(16384),
+    local_gib=GiB(100),
+    accel="simulated",
+    address="h1",
+    encrypts=True,
+    machines=("pc-q35-7.1", "pc-q35-7.2"),
+    local_dir="/var/lib/vmorch",
+)
 
 
 async def until(condition: Callable[[], object], within: float = 10.0) -> None:
@@ -173,7 +184,8 @@ def effects(*, threads: bool = True) -> Effects:
 
 def simulated(**options: object) -> SimulatedHypervisor:
     """A host of its own where everything happens at once."""
-    return SimulatedHypervisor(FACTS, LibvirtHost(), **({"seconds": no_seconds} | options))  # type: ignore[arg-type]
+    host = LibvirtHost(networks=(), machines=FACTS.machines, available=FACTS.memory)
+    return SimulatedHypervisor(FACTS, host, **({"seconds": no_seconds} | options))  # type: ignore[arg-type]
 
 
 class Process:

@@ -170,7 +170,7 @@ def test_what_somebody_edited_shows_as_drift_until_it_is_defined_again(
     assert hypervisor.inventory().configuration == {}
     outside.lookupByUUIDString(defined).setVcpusFlags(2, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
     assert hypervisor.inventory().configuration == {defined: {"vcpus": ("1", "2")}}
-    assert isinstance(hypervisor.resolve(DefineDomain(vm=defined, spec=SPEC)), Failed)
+    assert isinstance(hypervisor.resolve(DefineDomain(vm=defined, spec=SPEC), scope()), Failed)
     assert not do(hypervisor, DefineDomain(vm=defined, spec=SPEC)).already
     assert hypervisor.inventory().configuration == {}
 
@@ -190,17 +190,17 @@ def test_a_new_definition_keeps_devices_at_their_addresses(
 def test_a_start_that_is_over_again_counts_as_done(
     hypervisor: LibvirtHypervisor, defined: VmId, outside: libvirt.virConnect
 ) -> None:
-    assert isinstance(hypervisor.resolve(StartDomain(vm=defined)), Failed)
+    assert isinstance(hypervisor.resolve(StartDomain(vm=defined), scope()), Failed)
     for _ in range(2):
         do(hypervisor, StartDomain(vm=defined))
         outside.lookupByUUIDString(defined).destroy()
-        resolved = hypervisor.resolve(StartDomain(vm=defined))
+        resolved = hypervisor.resolve(StartDomain(vm=defined), scope())
         assert isinstance(resolved, Done), resolved
         assert resolved.observed is not None
         assert resolved.observed.power == "off"
         # any other order says that the start's answer was given
         do(hypervisor, StopDomain(vm=defined, grace=0, force=True))
-        assert isinstance(hypervisor.resolve(StartDomain(vm=defined)), Failed)
+        assert isinstance(hypervisor.resolve(StartDomain(vm=defined), scope()), Failed)
 
 
 def test_a_start_whose_end_nobody_saw_is_judged_by_its_record(
@@ -213,13 +213,13 @@ def test_a_start_whose_end_nobody_saw_is_judged_by_its_record(
     successor = hypervisor_on(host.uri, host.local, host.shared, server.url)
     try:
         outside.lookupByUUIDString(defined).destroy()
-        assert isinstance(successor.resolve(StartDomain(vm=defined)), Done)
+        assert isinstance(successor.resolve(StartDomain(vm=defined), scope()), Done)
         record.write_text('{"phase":"starting","before":"destroyed"}')
     finally:
         successor.close()
     other = hypervisor_on(host.uri, host.local, host.shared, server.url)
     try:
-        assert isinstance(other.resolve(StartDomain(vm=defined)), Failed)
+        assert isinstance(other.resolve(StartDomain(vm=defined), scope()), Failed)
     finally:
         other.close()
 

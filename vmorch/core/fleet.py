@@ -14,7 +14,7 @@ import vmorch.core.operations  # noqa: F401  registers every operation's facts b
 from vmorch.core.aggregates.budget import Budget, BudgetCreated, BudgetDeleted, BudgetEvent
 from vmorch.core.aggregates.cluster import Cluster, ClusterEvent
 from vmorch.core.aggregates.drain import Drain, DrainEvent, MoveBegun
-from vmorch.core.aggregates.host import Host, HostEvent, HostInvited, HostRetired
+from vmorch.core.aggregates.host import Host, HostCertified, HostEnrolled, HostEvent, HostInvited, HostRetired
 from vmorch.core.aggregates.image import Image, ImageAdded, ImageEvent, ImageRemoved
 from vmorch.core.aggregates.token import Token, TokenCreated, TokenEvent, TokenRevoked
 from vmorch.core.aggregates.vm import Operation, Vm, VmCreated, VmDeleted, VmEvent
@@ -26,6 +26,8 @@ from vmorch.core.operation import Change
 from vmorch.core.operations.rename import VmRenamed
 from vmorch.core.records import NameClaim
 
+CERTIFIED = "certificate"
+"""The scope of the names in certificates."""
 KEPT_DELETED = 1000
 """How many deleted VMs the state remembers, so that it does not grow with the length of the log."""
 
@@ -197,11 +199,26 @@ def names_touched(fleet: Fleet, changes: Iterable[Change]) -> tuple[tuple[NameCl
         held = name_held(fleet, each.stream)
         if held and isinstance(event, FREEING):
             releases.append(NameClaim(scope=_scope(each.stream), name=held, stream=each.stream))
+        _certified(fleet, each.stream, event, claims, releases)
     return tuple(claims), tuple(releases)
 
 
 FREEING = (VmDeleted, VmRenamed, HostRetired, ImageRemoved, TokenRevoked, BudgetDeleted)
 """Events after which a name can be given to another."""
+
+
+def _certified(
+    fleet: Fleet, at: Stream, event: Event, claims: list[NameClaim], releases: list[NameClaim]
+) -> None:
+    """The names in hosts' certificates: two servers that sign at once must not give one name to two hosts."""
+    host = fleet.hosts.get(HostId(split_stream(at)[1])) if isinstance(event, HostEvent) else None
+    if host is None:
+        return
+    if isinstance(event, HostCertified):
+        new = [name for name in event.names if name not in host.certified_names]
+        claims += [NameClaim(scope=CERTIFIED, name=name, stream=at) for name in new]
+    elif isinstance(event, HostEnrolled | HostRetired):
+        releases += [NameClaim(scope=CERTIFIED, name=name, stream=at) for name in host.certified_names]
 
 
 def _name_taken(event: Event) -> str | None:

@@ -4,7 +4,7 @@ Simulated hosts and properties stand on this; one contract suite keeps it honest
 Must not know about time: how long an effect takes is the shell's business.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from msgspec import Struct, field
@@ -13,6 +13,8 @@ from msgspec.structs import replace
 from vmorch.core.hostcommands import (
     Answer,
     AwaitReady,
+    ClaimDomain,
+    ClearDomain,
     CreateDisk,
     DefineDomain,
     DeleteDisk,
@@ -21,19 +23,25 @@ from vmorch.core.hostcommands import (
     Done,
     Failed,
     FetchImage,
+    MigrateDomain,
     Observed,
+    ObserveDomain,
     Power,
+    PrepareArrival,
     ResumeDomain,
+    RunHook,
     SetMemory,
     SetVcpus,
     StartDomain,
     StopDomain,
     SuspendDomain,
+    TuneMigration,
     UndefineDomain,
     WriteSeed,
 )
 from vmorch.core.ids import Digest, MiB, VmId
 from vmorch.core.messages import HostCommand
+from vmorch.core.migration import HALTED, UNFINISHED, Cell
 from vmorch.core.spec import DiskSpec, ImagePin, NicSpec, SeedSpec, VmSpec
 
 EMPTY_DISK_MIB: Final = 1
@@ -42,7 +50,8 @@ EMPTY_DISK_MIB: Final = 1
 
 class Domain(Struct, frozen=True, kw_only=True):
     """A domain that vmorch made. `spec` is its last definition, `found` what its configuration holds now;
-    `vcpus` and `memory` are in force while it is active. A transient one ends when it stops."""
+    `vcpus` and `memory` are in force while it is active. A transient one ends when it stops. A `moving` one is a
+    half of a migration under way."""
 
     power: Power
     spec: VmSpec
@@ -51,6 +60,7 @@ class Domain(Struct, frozen=True, kw_only=True):
     vcpus: int = 0
     memory: MiB = MiB(0)
     reason: str = ""
+    moving: bool = False
 
     @property
     def active(self) -> bool:
@@ -69,7 +79,9 @@ class LibvirtHost(Struct, frozen=True, kw_only=True):
     """Everything on one host that host commands read or change.
 
     `disks` is keyed by VM, then by `<storage>/<name>`. `deaf` guests ignore a request to stop, `mute` ones
-    never say that they are up. Images named in `missing` or `corrupt` cannot be fetched.
+    never say that they are up. Images named in `missing` or `corrupt` cannot be fetched. `networks` and `machines`
+    are None where any name will do; `available` is the memory for guests. `hooks` holds the latest run of each hook;
+    those in `failing_hooks` fail.
     """
 
     domains: Mapping[VmId, Domain] = {}
@@ -86,6 +98,12 @@ class LibvirtHost(Struct, frozen=True, kw_only=True):
     corrupt: frozenset[Digest] = frozenset()
     deaf: frozenset[VmId] = frozenset()
     mute: frozenset[VmId] = frozenset()
+    available: MiB = MiB(1 << 24)
+    networks: tuple[str, ...] | None = None
+    machines: tuple[str, ...] | None = None
+    encrypts: bool = True
+    hooks: Mapping[str, str] = {}
+    failing_hooks: frozenset[str] = frozenset()
 
 
 Effect = tuple[LibvirtHost, Answer]
@@ -97,7 +115,7 @@ def observe(host: LibvirtHost, vm: VmId) -> Observed:
     if domain is None:
         return Observed(power="absent")
     if not domain.active:
-        return Observed(power=domain.power, reason=domain.reason)
+        return Observed(power=domain.power, reason=domain.reason, moving=domain.moving)
     nics = domain.found.nics if domain.power == "running" and vm not in host.mute else ()
     return Observed(
         power=domain.power,
@@ -105,6 +123,7 @@ def observe(host: LibvirtHost, vm: VmId) -> Observed:
         vcpus=domain.vcpus,
         memory=domain.memory,
         addresses=tuple(map(_address, nics)),
+        moving=domain.moving,
     )
 
 
@@ -138,6 +157,20 @@ def expect(host: LibvirtHost, command: HostCommand) -> Effect:
             return _stop(host, command)
         case AwaitReady():
             return _await_ready(host, command)
+        case PrepareArrival():
+            return _prepare_arrival(host, command)
+        case MigrateDomain():
+            return _migrate(host, command)
+        case ObserveDomain():
+            return host, Done(observed=observe(host, command.vm))
+        case ClearDomain():
+            return _clear(host, command.vm)
+        case ClaimDomain():
+            return _claim(host, command)
+        case TuneMigration():
+            return _tune(host, command)
+        case RunHook():
+            return _hook(host, command)
         case StartDomain() | SuspendDomain() | ResumeDomain() | SetVcpus() | SetMemory():
             domain = host.domains.get(command.vm)
             if domain is None:
@@ -163,6 +196,55 @@ def after_crash(host: LibvirtHost) -> LibvirtHost:
         if domain.persistent
     }
     return replace(host, domains=domains)
+
+
+def after_restart(host: LibvirtHost) -> LibvirtHost:
+    """The host after its libvirt began anew: a guest that was leaving runs on here, unfinished arrivals are gone."""
+    domains = {
+        vm: replace(domain, moving=False)
+        for vm, domain in host.domains.items()
+        if not (domain.moving and _is_arriving(domain))
+    }
+    return replace(host, domains=domains)
+
+
+def with_half(host: LibvirtHost, vm: VmId, half: Domain | None) -> LibvirtHost:
+    """The host with this half of a domain, or with none."""
+    domains = {each: domain for each, domain in host.domains.items() if each != vm}
+    return replace(host, domains=domains if half is None else {**domains, vm: half})
+
+
+def arriving(domain: Domain) -> Domain:
+    """What a destination shows of a domain that is on its way there."""
+    return replace(domain, power="paused", reason="migration", persistent=False, moving=True)
+
+
+def half_in(cell: Cell, domain: Domain) -> Domain | None:
+    """What one end shows of a domain whose migration left it there in this cell."""
+    still = replace(domain, persistent=True, moving=False)
+    match cell:
+        case "absent":
+            return None
+        case "off":
+            return _stopped(still, "migrated")
+        case "paused":
+            return replace(still, power="paused", reason="migration")
+        case "running":
+            return replace(still, power="running", reason="")
+
+
+def shared_disks(host: LibvirtHost, vm: VmId) -> Mapping[str, DiskSpec]:
+    """The VM's disks that lie on the storage which several hosts share."""
+    return {key: disk for key, disk in host.disks.get(vm, {}).items() if disk.storage == "shared"}
+
+
+def with_shared_disks(host: LibvirtHost, vm: VmId, shared: Mapping[str, DiskSpec]) -> LibvirtHost:
+    """The host after another one changed what of the VM lies on the storage that they share."""
+    before = shared_disks(host, vm)
+    held = {key: disk for key, disk in host.disks.get(vm, {}).items() if key not in before} | dict(shared)
+    disks = {each: other for each, other in host.disks.items() if each != vm} | ({vm: held} if held else {})
+    freed = (len(before) - len(shared)) * EMPTY_DISK_MIB
+    return replace(host, disks=disks, free={**host.free, "shared": host.free["shared"] + freed})
 
 
 def _fetch(host: LibvirtHost, image: ImagePin) -> Effect:
@@ -275,13 +357,17 @@ def _change(
 ) -> Effect:
     vm = command.vm
     match command, domain.power:
-        case (StartDomain() | ResumeDomain(), "running") | (SuspendDomain(), "paused"):
+        case StartDomain(halted=True), "running":
+            return _refused(host, vm, "the domain runs")
+        case (StartDomain(halted=True) | SuspendDomain(), "paused") | (StartDomain() | ResumeDomain(), "running"):
             return _put(host, vm, domain, already=True)
-        case StartDomain(), "off" | "crashed":
-            return _start(host, vm, domain)
+        case StartDomain(halted=halted), "off" | "crashed":
+            return _start(host, vm, domain, halted=halted)
         case SuspendDomain(), "running":
             return _put(host, vm, replace(domain, power="paused", reason="user"))
         case StartDomain() | ResumeDomain(), "paused":
+            if domain.reason in HALTED:
+                return _refused(host, vm, f"the domain is paused for {domain.reason}; it may run on another host")
             return _put(host, vm, replace(domain, power="running", reason=""))
         case SetVcpus(vcpus=vcpus), "running" | "paused":
             if not domain.vcpus <= vcpus <= domain.found.max_vcpus:
@@ -294,14 +380,97 @@ def _change(
     return _refused(host, vm, f"the domain is {domain.power}")
 
 
-def _start(host: LibvirtHost, vm: VmId, domain: Domain) -> Effect:
+def _start(host: LibvirtHost, vm: VmId, domain: Domain, *, halted: bool) -> Effect:
     held = host.disks.get(vm, {})
     lost = [key for key in map(_disk_key, domain.found.disks) if key not in held]
     if lost:
         return _refused(host, vm, f"cannot access storage of {', '.join(lost)}")
     found = domain.found
-    running = replace(domain, power="running", vcpus=found.vcpus, memory=found.memory, reason="")
-    return _put(host, vm, running)
+    power: Power = "paused" if halted else "running"
+    reason = "user" if halted else ""
+    return _put(host, vm, replace(domain, power=power, vcpus=found.vcpus, memory=found.memory, reason=reason))
+
+
+def _prepare_arrival(host: LibvirtHost, command: PrepareArrival) -> Effect:
+    vm, before = command.vm, host.domains.get(command.vm)
+    refused = _not_clearable(host, vm, before)
+    if refused is not None:
+        return host, refused
+    blockers = tuple(_blockers(host, command))
+    if blockers:
+        seen = observe(host, vm)
+        return host, Failed(code="arrival-blocked", message="; ".join(blockers), observed=seen, blockers=blockers)
+    return _put(host, vm, None, already=before is None)
+
+
+def _blockers(host: LibvirtHost, command: PrepareArrival) -> Iterator[str]:
+    spec = command.spec
+    if command.machine and host.machines is not None and command.machine not in host.machines:
+        yield f"its QEMU has no machine type {command.machine}"
+    free = host.available - sum(domain.memory for vm, domain in host.domains.items() if vm != command.vm)
+    if spec.memory > free:
+        yield f"needs {spec.memory} MiB of memory, {free} are free"
+    named = dict.fromkeys(nic.network for nic in spec.nics if nic.network is not None)
+    known = named if host.networks is None else host.networks
+    yield from (f"no active network {name}" for name in named if name not in known)
+    held = host.disks.get(command.vm, {})
+    for disk in spec.disks:
+        if disk.storage == "shared" and _disk_key(disk) not in held:
+            yield f"disk {disk.name} is not to be seen on shared storage"
+    if command.encrypted and not host.encrypts:
+        yield "it has no certificate, and the guest shall travel encrypted"
+
+
+def _not_clearable(host: LibvirtHost, vm: VmId, domain: Domain | None) -> Failed | None:
+    if vm in host.foreign:
+        return Failed(code="not-ours", message=f"a domain {vm} that vmorch did not make stands here")
+    if domain is not None and domain.power == "running":
+        return Failed(code="runs-here", message=f"the domain {vm} runs here", observed=observe(host, vm))
+    return None
+
+
+def _migrate(host: LibvirtHost, command: MigrateDomain) -> Effect:
+    vm, domain = command.vm, host.domains.get(command.vm)
+    seen = observe(host, vm)
+    if domain is None:
+        return host, Done(observed=seen, already=True)
+    # a passage needs two hosts, and this model is of one
+    why = f"no host at {command.address}" if domain.active else f"the domain is {domain.power}"
+    return host, Failed(code="migration-failed", message=why, observed=seen)
+
+
+def _clear(host: LibvirtHost, vm: VmId) -> Effect:
+    domain = host.domains.get(vm)
+    refused = _not_clearable(host, vm, domain)
+    return (host, refused) if refused is not None else _put(host, vm, None, already=domain is None)
+
+
+def _claim(host: LibvirtHost, command: ClaimDomain) -> Effect:
+    vm, spec, before = command.vm, command.spec, host.domains.get(command.vm)
+    after, answer = _define(host, DefineDomain(vm=vm, spec=spec))
+    if isinstance(answer, Failed):
+        return host, answer
+    domain = after.domains[vm]
+    if domain.power == "paused" and domain.reason in UNFINISHED:
+        # the rest of its memory was at the end that is gone
+        domain = _stopped(domain, "destroyed")
+    elif domain.power == "paused" and domain.reason in HALTED and command.run:
+        domain = replace(domain, power="running", reason="")
+    return _put(after, vm, domain, already=domain == before)
+
+
+def _tune(host: LibvirtHost, command: TuneMigration) -> Effect:
+    domain = host.domains.get(command.vm)
+    if domain is None or not domain.moving:
+        return _refused(host, command.vm, "no migration of the domain is under way")
+    return host, Done(observed=observe(host, command.vm))
+
+
+def _hook(host: LibvirtHost, command: RunHook) -> Effect:
+    if command.name in host.failing_hooks:
+        return host, Failed(code="hook-failed", message=f"{command.name} ended with 1")
+    already = host.hooks.get(command.name) == command.run
+    return replace(host, hooks={**host.hooks, command.name: command.run}), Done(already=already)
 
 
 def _put(host: LibvirtHost, vm: VmId, domain: Domain | None, *, already: bool = False) -> Effect:
@@ -317,7 +486,11 @@ def _refused(host: LibvirtHost, vm: VmId, why: str) -> Effect:
 
 
 def _stopped(domain: Domain, reason: str) -> Domain:
-    return replace(domain, power="off", vcpus=0, memory=MiB(0), reason=reason)
+    return replace(domain, power="off", vcpus=0, memory=MiB(0), reason=reason, moving=False)
+
+
+def _is_arriving(domain: Domain) -> bool:
+    return domain.power == "paused" and domain.reason == "migration" and not domain.persistent
 
 
 def _disk_key(disk: DiskSpec) -> str:

@@ -43,6 +43,9 @@ PASSING = frozenset({("off", "paused"), ("paused", "paused"), ("absent", "absent
 UNFINISHED = frozenset({"postcopy", "postcopy failed"})
 """Why a source is halted while the destination still needs pages of it."""
 
+HALTED = UNFINISHED | {"migration"}
+"""Why a domain is halted whose other half may run elsewhere: to let this one run could make two of it."""
+
 
 class Judgement(Struct, frozen=True):
     """The verdict and its reason in words."""

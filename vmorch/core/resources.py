@@ -9,8 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
+from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.aggregates.host import Capacity, Host
 from vmorch.core.aggregates.image import Image
 from vmorch.core.aggregates.token import Token
@@ -134,6 +135,15 @@ class OperationResource(Struct, frozen=True, kw_only=True):
     pace: PaceResource | None = None
 
 
+class CertificateResource(Struct, frozen=True, kw_only=True):
+    """A host's newest certificate: guests travel under these names until it expires."""
+
+    fingerprint: str
+    serial: str
+    names: tuple[str, ...]
+    expires: datetime
+
+
 class HostResource(Struct, frozen=True, kw_only=True):
     """A host as people see it. `state` is invited, active, cordoned, draining, unreachable or retired; `drain` is the
     drain of the host that is under way."""
@@ -151,8 +161,20 @@ class HostResource(Struct, frozen=True, kw_only=True):
     overcommit: Mapping[str, float]
     unmanaged: tuple[str, ...]
     facts: HostFacts | None
+    certificate: CertificateResource | None
     version: int
     drain: str | None = None
+
+
+class PolicyResource(Policy, frozen=True, kw_only=True, omit_defaults=False):
+    """The policy with every field, also those that nobody set."""
+
+
+class ClusterResource(Struct, frozen=True, kw_only=True):
+    """What holds for the whole cluster, as its admins set it."""
+
+    policy: PolicyResource
+    version: int
 
 
 class ImageResource(Struct, frozen=True, kw_only=True):
@@ -404,9 +426,24 @@ def host_resource(fleet: Fleet, host: Host) -> HostResource:
         },
         unmanaged=host.unmanaged,
         facts=host.facts,
+        certificate=_certificate(host),
         version=host.version,
         drain=drain,
     )
+
+
+def _certificate(host: Host) -> CertificateResource | None:
+    if not host.certificates:
+        return None
+    newest = host.certificates[-1]
+    return CertificateResource(
+        fingerprint=newest.fingerprint, serial=newest.serial, names=newest.names, expires=newest.expires
+    )
+
+
+def cluster_resource(fleet: Fleet) -> ClusterResource:
+    """The cluster's policy."""
+    return ClusterResource(policy=PolicyResource(**asdict(fleet.cluster.policy)), version=fleet.cluster.version)
 
 
 def image_resource(image: Image) -> ImageResource:

@@ -88,7 +88,8 @@ class ReadySpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Placing(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a VM may stand: on a named host, on hosts with these labels, away from VMs with these labels."""
+    """Where a VM may stand: on hosts with these labels, away from VMs with these labels. `host` names the one that it
+    is created on; it may move from there."""
 
     host: Name | None = None
     host_labels: Labels = {}

@@ -18,7 +18,7 @@ from vmorch.core.operations.create import CreateVm
 from vmorch.core.planning.admission import Admission
 from vmorch.core.planning.staleness import Touch
 from vmorch.engine.caller import Accepted, Caller
-from vmorch.engine.handle import Tuning
+from vmorch.engine.handle import PolicyChange, Tuning
 from vmorch.engine.telemetry import Samples
 from vmorch.views.filters import Filters
 
@@ -105,6 +105,14 @@ class Control(Protocol):
 
     async def renew_host(self, id: HostId) -> str:
         """New bus credentials for a host that has proven its key."""
+
+    async def certify_host(self, id: HostId, csr: str) -> bytes:
+        """A certificate for a host that has proven its key, sealed for it."""
+
+    def revoked(self) -> str:
+        """The signed list of certificates that are to be trusted no more."""
+
+    async def set_policy(self, wanted: PolicyChange, caller: Caller) -> Accepted: ...
 
     async def on_host(self, ref: str, verb: HostVerb, arguments: dict[str, Any], caller: Caller) -> Accepted: ...
 

@@ -79,6 +79,7 @@ ENROLMENT = document(
     credentials=STRING,
 )
 CREDENTIALS = document("Credentials", credentials=STRING)
+ISSUED = record(body=record(host=STRING, certificate=STRING, authority=STRING, revoked=STRING), sig=STRING)
 NEW_TOKEN = document(
     "NewToken", id=STRING, name=STRING, role=STRING, expires=nullable(TIME), token=STRING, position=POSITION
 )
@@ -101,6 +102,7 @@ STATUS = document(
     hosts=COUNTS,
     vms=COUNTS,
     operations=INTEGER,
+    clearMigration=BOOLEAN,
     projectionLag=nullable(INTEGER),
     postgres=BOOLEAN,
     nats=nullable(BOOLEAN),

@@ -10,6 +10,7 @@ from vmorch.core.aggregates.drain import ActivateHost, ApplyPlan, PlanDrain
 from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResource
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.resources import (
+    ClusterResource,
     EventResource,
     HostResource,
     ImageResource,
@@ -34,7 +35,7 @@ from vmorch.edge.routes import (
 )
 from vmorch.edge.shapes import BOOLEAN, POSITION, STRING, TIME, listing, plain, single
 from vmorch.edge.streams import MEDIA_TYPE as SSE
-from vmorch.engine.handle import ARGUMENTS, Tuning
+from vmorch.engine.handle import ARGUMENTS, PolicyChange, Tuning
 
 _MIN = Parameter(name="minPosition", about="wait up to 5 s until the answer shows this position", schema=POSITION)
 _LIMIT = Parameter(
@@ -139,6 +140,12 @@ _HOSTS = (
           summary="Enrol a host by its one-time token", body=hosts.EnrollHost, answer=shapes.ENROLMENT),
     Route(method="GET", path="/v1/hosts/{ref}/credentials", access="host", handler=hosts.renew_credentials,
           summary="Renew a host's own bus credentials", answer=shapes.CREDENTIALS),
+    Route(method="POST", path="/v1/hosts/{ref}/certificate", access="host", handler=hosts.certify_host,
+          summary="Sign a host's own certificate; the answer is sealed by the control plane",
+          body=hosts.CertificateRequest, answer=shapes.ISSUED),
+    Route(method="GET", path="/v1/certificates/revoked", access="host or operator", handler=hosts.revoked,
+          summary="The certificates of hosts that are to be trusted no more, as a signed list (CRL)",
+          answer=shapes.document("Revoked", revoked=STRING)),
     *(
         Route(method="POST", path=f"/v1/hosts/{{ref}}/{verb}", access="admin", handler=hosts.on_host(verb),
               summary=f"{verb.capitalize()} a host", body=ARGUMENTS[verb], status=202, answer=shapes.ACCEPTED)
@@ -205,6 +212,10 @@ _EVENTS = (
 )  # fmt: skip
 
 _CLUSTER = (
+    Route(method="GET", path="/v1/cluster", access="viewer", handler=cluster.show_cluster,
+          summary="Describe the cluster's policy", parameters=(_MIN,), answer=single("Cluster", ClusterResource)),
+    Route(method="PATCH", path="/v1/cluster", access="admin", handler=cluster.set_policy,
+          summary="Change the cluster's policy", body=PolicyChange, status=202, answer=shapes.ACCEPTED),
     Route(method="GET", path="/v1/status", access="viewer", handler=cluster.status, summary="The cluster at a glance",
           answer=shapes.STATUS),
     Route(method="GET", path="/v1/doctor", access="viewer", handler=cluster.doctor,

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from vmorch.core.aggregates import cluster as clusters
 from vmorch.core.aggregates import host as hosts
 from vmorch.core.aggregates import image as images
 from vmorch.core.aggregates import passage
@@ -74,6 +75,15 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bandwidth: Bandwidth | None = None
     max_downtime: Downtime | None = None
     postcopy: bool = False
+
+
+class PolicyChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of the cluster's policy shall be otherwise; the rest stays. See the policy for what each means."""
+
+    clear_migration: bool | None = None
+    migrations_out: clusters.Limit | None = None
+    migrations_in: clusters.Limit | None = None
+    migrations: clusters.Limit | None = None
 
 
 class NoArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -260,6 +270,19 @@ class Handler:
             return [change(stream("token", token.id), event) for event in tokens.revoke(token)]
 
         accepted, _ = await self._simple(decide, caller, "revoke", ref, None)
+        return accepted
+
+    async def set_policy(self, wanted: PolicyChange, caller: Caller) -> Accepted:
+        """Change what holds for all hosts and VMs. Raises Rejected `reason-missing` if guests shall travel in clear."""
+        changed = {key: value for key, value in msgspec.to_builtins(wanted).items() if value is not None}
+        if wanted.clear_migration and not caller.reason:
+            raise Rejected("reason-missing", "letting guests travel unencrypted needs a reason")
+
+        def decide() -> list[Change]:
+            policy = msgspec.structs.replace(self.fleet.cluster.policy, **changed)
+            return [change(clusters.STREAM, event) for event in clusters.set_policy(self.fleet.cluster, policy)]
+
+        accepted, _ = await self._simple(decide, caller, "set-policy", clusters.STREAM, wanted)
         return accepted
 
     def _secret(self, purpose: str, caller: Caller) -> str:

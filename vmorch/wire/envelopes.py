@@ -146,8 +146,7 @@ class Heartbeat(Struct, frozen=True, kw_only=True):
 
 
 class Telemetry(Struct, frozen=True, kw_only=True):
-    """How far an order has come that takes long. Signed, sent to whoever listens, stored nowhere: shown, never decided
-    upon."""
+    """How far the passage that `order` asked for has come. Signed, stored nowhere, believed for nothing but display."""
 
     host: HostId
     session: SessionId

@@ -22,7 +22,7 @@ def heartbeat(cluster: str, host: HostId) -> str:
 
 
 def telemetry(cluster: str, host: HostId, vm: VmId) -> str:
-    """Where a host's agent tells how far long work on a VM has come (no answer, nothing stored)."""
+    """Where a host's agent shows how far a VM's passage has come (no answer, nothing stored)."""
     return f"vmorch.{cluster}.host.{host}.telemetry.{vm}"
 
 
@@ -52,7 +52,7 @@ def telemetries(cluster: str) -> str:
 
 
 def host_of(subject: str) -> HostId:
-    """The host that the subject of something from a host names; the broker lets only that host publish there."""
+    """The host that a subject of its own names; the broker lets only that host publish there."""
     return HostId(subject.split(".")[3])
 
 

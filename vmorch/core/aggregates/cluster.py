@@ -7,10 +7,12 @@ from msgspec import Meta, Struct
 from msgspec.structs import replace
 
 from vmorch.core.errors import Rejected
+from vmorch.core.ids import stream
 from vmorch.core.messages import Event, message
 
 ID: Final = "policy"
 """There is one such stream: `cluster/policy`."""
+STREAM: Final = stream("cluster", ID)
 
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 

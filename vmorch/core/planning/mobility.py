@@ -123,7 +123,9 @@ def unfitness(
 ) -> tuple[str, ...]:
     """The blockers that have nothing to do with what else stands there, so that they hold for a whole plan."""
     assert vm.spec is not None
-    question = Question(spec=vm.spec, labels=vm.labels, host=destination, neighbours=(), shared_promised=0.0)
+    question = Question(
+        spec=vm.spec, labels=vm.labels, host=destination, neighbours=(), shared_promised=0.0, moving=vm.id
+    )
     return (*objections(question, FITNESS), *_between(view, vm, source, destination, command))
 
 

@@ -115,7 +115,8 @@ def _cordon(question: Question) -> str:
 
 
 def _named(question: Question) -> str:
-    wanted = question.spec.placing.host
+    # where a VM was first put does not bind it: labels of hosts do
+    wanted = question.spec.placing.host if question.moving is None else None
     return f"not {wanted}, which was asked for" if wanted and question.host.name != wanted else ""
 
 

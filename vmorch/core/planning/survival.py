@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from heapq import heapify, heappop, heappush
 
 from vmorch.core.aggregates.drain import HostLoss, Survival
-from vmorch.core.aggregates.host import Reservation
+from vmorch.core.aggregates.host import Host, Reservation
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.planning.apartness import Apartness, apart
 from vmorch.core.planning.placement import FITNESS, Question, objections
@@ -88,19 +88,19 @@ class _Search:
         assert vm.spec is not None
         placing = vm.spec.placing
         networks = frozenset(nic.network for nic in vm.spec.nics)
-        key = (placing.host, frozenset(placing.host_labels.items()), networks)
+        key = (frozenset(placing.host_labels.items()), networks)
         found = self._fit.get(key)
         if found is None:
-            found = self._fit[key] = frozenset(
-                at
-                for at, host in enumerate(self.room.hosts)
-                if not any(
-                    objections(
-                        Question(spec=vm.spec, labels=vm.labels, host=host, neighbours=(), shared_promised=0.0), FITNESS
-                    )
-                )
-            )
+            found = self._fit[key] = frozenset(at for at, host in enumerate(self.room.hosts) if _fits(vm, host))
         return found
+
+
+def _fits(vm: Vm, host: Host) -> bool:
+    assert vm.spec is not None
+    question = Question(
+        spec=vm.spec, labels=vm.labels, host=host, neighbours=(), shared_promised=0.0, moving=vm.id
+    )
+    return not any(objections(question, FITNESS))
 
 
 def _asked(vm: Vm) -> Reservation:

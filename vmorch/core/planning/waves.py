@@ -260,7 +260,6 @@ class Waves:
             command.cold,
             command.copy_disks,
             vm.power,
-            placing.host,
             frozenset(placing.host_labels.items()),
             frozenset(nic.network for nic in vm.spec.nics),
             tuple((disk.name, disk.storage) for disk in vm.spec.disks),

@@ -8,6 +8,7 @@ from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResour
 from vmorch.core.errors import Rejected
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS
 from vmorch.core.resources import (
+    ClusterResource,
     EventResource,
     HostResource,
     ImageResource,
@@ -24,6 +25,7 @@ RESOURCES: dict[str, type] = {
     "Image": ImageResource,
     "Operation": OperationResource,
     "Token": TokenResource,
+    "Cluster": ClusterResource,
     "Event": EventResource,
     "Drain": DrainResource,
     "DrainDetail": DrainDetail,

@@ -1,0 +1,54 @@
+"""Compare and set a domain's persistent configuration."""
+
+from typing import Any
+
+import libvirt
+
+from hostagent.commands._domain import marker_of
+from hostagent.commands._host import Host
+from hostagent.domain_xml import Definition, build, digest, read_figures, read_machine
+from hostagent.layout import SEED, SERIAL_LOG, make_directory
+from vmorch.core.ids import VmId
+from vmorch.core.spec import VmSpec
+
+
+def is_defined(host: Host, domain: Any, spec: VmSpec) -> bool:
+    """Whether our domain's persistent configuration is this."""
+    xml = _xml(domain)
+    return _is_wanted(host, domain, xml, _definition(host, VmId(domain.name()), spec, read_machine(xml)))
+
+
+def define(host: Host, vm: VmId, domain: Any | None, spec: VmSpec) -> Any | None:
+    """The domain, once its persistent configuration was made this; None if it was this already."""
+    xml = None if domain is None else _xml(domain)
+    wanted = _definition(host, vm, spec, read_machine(xml))
+    if domain is not None and xml is not None and _is_wanted(host, domain, xml, wanted):
+        return None
+    make_directory(host.layout.vm("local", vm))
+    return host.link.calls.defineXMLFlags(build(wanted), 0)
+
+
+def _definition(host: Host, vm: VmId, spec: VmSpec, machine: str) -> Definition:
+    local = host.layout.vm("local", vm)
+    return Definition(
+        vm=vm,
+        spec=spec,
+        cluster=host.cluster,
+        domain_type=host.domain_type,
+        disks=tuple((disk.name, host.layout.disk(disk.storage, vm, disk.name)) for disk in spec.disks),
+        seed=None if spec.seed is None else local / SEED,
+        serial_log=local / SERIAL_LOG,
+        default_network=host.default_network,
+        machine=machine,
+    )
+
+
+def _is_wanted(host: Host, domain: Any, xml: str, wanted: Definition) -> bool:
+    if not domain.isPersistent():
+        return False
+    marker = marker_of(host, domain, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    return marker is not None and marker.digest == digest(wanted) and marker.figures == read_figures(xml)
+
+
+def _xml(domain: Any) -> str:
+    return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))

@@ -1,0 +1,189 @@
+"""Watch over a passage until it is over: show how far it is, and end it when it was withdrawn or will not end.
+
+Every question to QEMU is asked in a thread of its own, because in the switch-over over a dead line QEMU answers none.
+Must not decide when to give up (the core does), nor whose the guest is afterwards.
+"""
+
+import threading
+import time
+from typing import Any
+
+import libvirt
+import structlog
+from msgspec.structs import replace
+
+from hostagent.commands import _sockets
+from hostagent.commands._aside import Call
+from hostagent.commands._errors import is_absent
+from hostagent.commands._host import Host
+from hostagent.commands._samples import is_over, sample_of
+from hostagent.hypervisor import Expired, Scope, Withdrawn
+from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import MigrateDomain, Passage, Sample
+from vmorch.core.migration import Steer, Track, follow, steer
+
+SAMPLE_EVERY = 0.4
+_LOOK_EVERY = 0.1
+ABORT_SECONDS = 5.0
+"""How long libvirt has to give a passage up when it is told to; then its line is cut."""
+CUT_SECONDS = 15.0
+_ASK_AGAIN = 0.25
+SWITCH_SECONDS = 10.0
+"""How long QEMU has to switch a guest over when it is told to."""
+SILENCE_SECONDS = 15.0
+"""How long a guest that was switched over may get no page before the line counts as dead."""
+
+_POSTCOPY = frozenset({libvirt.VIR_DOMAIN_PAUSED_POSTCOPY, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED})
+
+Ending = Withdrawn | Expired | Rejected
+"""Why a passage was ended by its watcher."""
+
+_log = structlog.get_logger(__name__)
+
+
+def halted_for(connection: Any, command: MigrateDomain) -> int | None:
+    """Why the domain is halted, None if it is not, or is not here. Never waits for QEMU."""
+    try:
+        state, reason = connection.lookupByUUIDString(command.vm).state()
+    except libvirt.libvirtError as error:
+        if is_absent(error):
+            return None
+        raise
+    return int(reason) if state == libvirt.VIR_DOMAIN_PAUSED else None
+
+
+class Meter:
+    """Takes samples of a domain's migration job until `close`. `gone` is set once there is no such job."""
+
+    def __init__(self, domain: Any, queries: Any, command: MigrateDomain, scope: Scope) -> None:
+        self.gone = threading.Event()
+        self.newest: Sample | None = None
+        self.first_elapsed = 0.0
+        self._domain = domain
+        self._queries = queries
+        self._command = command
+        self._scope = scope
+        self._closed = threading.Event()
+        threading.Thread(target=self._run, name="vmorch-meter", daemon=True).start()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._closed.set()
+
+    def _run(self) -> None:
+        try:
+            memory = self._domain.maxMemory() * 1024
+            while not self._closed.is_set() and self._take(memory):
+                self._closed.wait(SAMPLE_EVERY)
+        except libvirt.libvirtError as error:
+            # gone, or libvirt itself is: who waits for the job finds out
+            _log.debug("no more samples", vm=self._command.vm, error=str(error))
+        self.gone.set()
+
+    def _take(self, memory: int) -> bool:
+        """Whether there is a job."""
+        stats = self._domain.jobStats()
+        reason = halted_for(self._queries, self._command)
+        if is_over(stats) or reason == libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED:
+            return False
+        elapsed = stats.get(libvirt.VIR_DOMAIN_JOB_TIME_ELAPSED, 0) / 1000
+        sample = sample_of(stats, elapsed=elapsed, memory=memory, postcopy=reason in _POSTCOPY)
+        if not self._closed.is_set():
+            self.newest = sample
+            self._scope.tell(sample)
+        return True
+
+
+class Watch:
+    """Watches one passage, whose end sets `over`."""
+
+    def __init__(
+        self, command: MigrateDomain, host: Host, scope: Scope, domain: Any, passage: Passage, over: threading.Event
+    ) -> None:
+        """`domain` is on a line of its own; `passage` says what is possible for this guest."""
+        self._command = command
+        self._host = host
+        self._scope = scope
+        self._domain = domain
+        self._passage = passage
+        self._over = over
+        self._aborting: Call | None = None
+        self._switching: tuple[float, Call] | None = None
+
+    def until_over(self, meter: Meter) -> Ending | None:
+        """Return when the passage is over, or will not end whatever is done; then, why it was to be ended, if it was.
+        Raises HypervisorLost."""
+        began, track = time.monotonic(), Track()
+        tunings = self._host.passages.tunings(self._command.vm)
+        first: float | None = None
+        while not self._over.wait(_LOOK_EVERY):
+            now = time.monotonic() - began
+            sample = meter.newest
+            if sample is not None and first is None:
+                # a job that is followed began before its watcher
+                first = max(0.0, sample.elapsed - now)
+                track = Track(improved=sample.elapsed)
+            sample = replace(sample or Sample(elapsed=0), elapsed=now + (first or 0.0))
+            if (tuned := self._host.passages.tunings(self._command.vm)) != tunings:
+                # new limits are given the time to show
+                tunings, track = tuned, replace(track, improved=sample.elapsed)
+            track = follow(track, sample)
+            ending = self._withdrawn() or self._steered(track, sample)
+            if ending is not None and self._ended():
+                return ending
+        return None
+
+    def _withdrawn(self) -> Ending | None:
+        try:
+            self._scope.check()
+        except (Withdrawn, Expired) as ending:
+            return ending
+        return None
+
+    def _steered(self, track: Track, sample: Sample) -> Ending | None:
+        if sample.postcopy:
+            if sample.elapsed - track.improved > SILENCE_SECONDS:
+                self._break_off()
+            return None
+        what, why = steer(track, sample, self._passage)
+        return self._switch(why) if what == "postcopy" else _stalled(what, why)
+
+    def _switch(self, why: str) -> Ending | None:
+        """Switch the guest over; give up if QEMU does not."""
+        now = time.monotonic()
+        if self._switching is None:
+            _log.info("switching the guest over", vm=self._command.vm, reason=why)
+            self._switching = (now, Call(self._domain.migrateStartPostCopy))
+        since, call = self._switching
+        if call.over.is_set() and call.error is not None:
+            return Rejected("migration-stalled", f"{why}; not switched over: {call.error.get_error_message()}")
+        return Rejected("migration-stalled", f"{why}; not switched over") if now - since > SWITCH_SECONDS else None
+
+    def _break_off(self) -> None:
+        """Let a passage over a dead line fail, so that it can be taken up again."""
+        if self._aborting is None or self._aborting.over.is_set():
+            flags = libvirt.VIR_DOMAIN_ABORT_JOB_POSTCOPY
+            self._aborting = Call(lambda: self._domain.abortJobFlags(flags))
+
+    def _ended(self) -> bool:
+        """End the passage. False if it cannot be ended any more, because its guest was switched over."""
+        command = self._command
+        began = time.monotonic()
+        while not self._over.is_set() and time.monotonic() - began < ABORT_SECONDS:
+            if self._is_switched_over():
+                return False
+            # too early there is no job to abort yet, so it is asked for again
+            if self._aborting is None or self._aborting.over.is_set():
+                self._aborting = Call(self._domain.abortJob)
+            self._over.wait(_ASK_AGAIN)
+        if not self._over.is_set():
+            _sockets.cut(command.vm, command.address)
+            self._over.wait(CUT_SECONDS)
+        return True
+
+    def _is_switched_over(self) -> bool:
+        return halted_for(self._host.link.queries, self._command) in _POSTCOPY
+
+
+def _stalled(what: Steer, why: str) -> Ending | None:
+    return Rejected("migration-stalled", why) if what == "abort" else None
