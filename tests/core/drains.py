@@ -58,7 +58,7 @@ def apply(history: History, drain: DrainId = DRAIN, **fields: object) -> Drain:
 
 
 def cancel(history: History, drain: DrainId = DRAIN) -> None:
-    history.take(admit_cancel(history.fleet, history.fleet.drains[drain]))
+    history.take(admit_cancel(history.fleet, history.fleet.drains[drain], history.now))
 
 
 def look(history: History) -> list[Act]:

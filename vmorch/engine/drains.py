@@ -86,7 +86,8 @@ class Drains:
 
     async def cancel(self, ref: str, caller: Caller) -> Accepted:
         """End a drain: nothing begins any more, and what is under way is taken back as far as it can be."""
-        return await self._on_drain(ref, "cancel-drain", caller, lambda drain: admit_cancel(self.fleet, drain))
+        now = self.recorder.clock.now
+        return await self._on_drain(ref, "cancel-drain", caller, lambda drain: admit_cancel(self.fleet, drain, now()))
 
     async def activate(self, ref: str, command: ActivateHost, caller: Caller) -> Accepted:
         """Return a host to service; the subject is the drain that brings its VMs back, if there is one to do."""

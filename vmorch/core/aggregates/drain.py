@@ -176,6 +176,7 @@ class Drain(Struct, frozen=True, kw_only=True):
     ending: Literal["", "cancelled", "deadline", "aborted"] = ""
     """Nothing begins any more, and why; what is under way is being taken back or carried through."""
     ending_since: datetime | None = None
+    waits: Mapping[VmId, str] = {}
     ended_at: datetime | None = None
     outcome: Outcome | None = None
     actor: str = ""
@@ -317,14 +318,16 @@ class MoveReplaced(DrainEvent, frozen=True, kw_only=True):
 class DrainEnding(DrainEvent, frozen=True, kw_only=True):
     """Nothing begins from now on: an operator cancelled it, its deadline passed, or a VM cannot move and `abort` holds.
 
-    Moves that can still be taken back were asked to stop with the same append.
+    Moves that can still be taken back were asked to stop with the same append. `waits` tells what those that had not
+    begun were waiting for.
     """
 
     why: Literal["cancelled", "deadline", "aborted"]
     detail: str = ""
+    waits: Mapping[VmId, str] = {}
 
     def apply(self, drain: Drain, at: datetime) -> Drain:
-        return replace(drain, ending=self.why, ending_since=at, moved_at=at)
+        return replace(drain, ending=self.why, ending_since=at, moved_at=at, waits=self.waits)
 
 
 @message("drain.ended")

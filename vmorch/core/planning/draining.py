@@ -7,6 +7,7 @@ counts as blocked by it. Must not choose destinations anew as long as the planne
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from functools import cached_property
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -137,14 +138,14 @@ class PassDeadline(DrainAct, frozen=True):
     """The drain's time is over."""
 
     def decided(self, fleet: Fleet, drain: Drain, now: datetime, operation: OperationId) -> tuple[Change, ...]:
-        return end_moves(fleet, drain, DrainEnding(why="deadline"))
+        return end_moves(fleet, drain, "deadline", now)
 
 
 class EndDrain(DrainAct, frozen=True):
     """Everything that will be done is done."""
 
     def decided(self, fleet: Fleet, drain: Drain, now: datetime, operation: OperationId) -> tuple[Change, ...]:
-        ledger = _ledger(fleet, drain, now)
+        ledger = _ledger(fleet, drain)
         outcome: Outcome = drain.ending or (
             "incomplete" if any(each.result in ("failed", "blocked", "left") for each in ledger) else "done"
         )
@@ -163,9 +164,11 @@ def policy(fleet: Fleet, now: datetime) -> list[Answer]:
     return found
 
 
-def end_moves(fleet: Fleet, drain: Drain, ending: DrainEnding) -> tuple[Change, ...]:
+def end_moves(
+    fleet: Fleet, drain: Drain, why: Literal["cancelled", "deadline"], now: datetime
+) -> tuple[Change, ...]:
     """Nothing begins from now on, and what is under way is asked to stop unless it can only go on."""
-    found = list(_said(drain, ending))
+    found = list(_said(drain, DrainEnding(why=why, waits=_waits(fleet, drain, now))))
     for id, begun in drain.begun.items():
         vm = fleet.vms.get(id)
         if vm is None:
@@ -442,17 +445,22 @@ def _can_stop(fleet: Fleet, move: Move) -> bool:
     return vm.power in ("running", "paused") and not any(use.exhausted(each) for each in groups.of(vm))
 
 
-def _ledger(fleet: Fleet, drain: Drain, now: datetime) -> tuple[Entry, ...]:
+def _waits(fleet: Fleet, drain: Drain, now: datetime) -> dict[VmId, str]:
+    """What each move that has not begun waits for."""
+    waits = _Round(fleet, drain, now).answer().waits if drain.waiting() else ()
+    return {wait.vm: wait.on for wait in waits}
+
+
+def _ledger(fleet: Fleet, drain: Drain) -> tuple[Entry, ...]:
     """A line for each VM of the plan, in its order, and for each that stands on the hosts beside them."""
     assert drain.plan is not None
     found = dict(drain.entries)
-    waits = {wait.vm: wait.on for wait in _Round(fleet, drain, now).answer().waits} if drain.waiting() else {}
     for move in drain.plan.moves:
         vm = fleet.vms.get(move.vm)
         if move.vm in drain.begun:
             found[move.vm] = _under_way(fleet, move, vm, drain.begun[move.vm])
         elif move.vm not in found:
-            on = waits.get(move.vm, "")
+            on = drain.waits.get(move.vm, "")
             message = "not begun" + (f"; it waited for {on}" if on else "")
             found[move.vm] = _entry(move, vm, result="left", code="drain-ended", message=message)
     if drain.plan.purpose == "drain":

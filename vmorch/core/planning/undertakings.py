@@ -13,7 +13,6 @@ from vmorch.core.aggregates.drain import (
     ActivateHost,
     ApplyPlan,
     Drain,
-    DrainEnding,
     DrainOptions,
     DrainPlan,
     DrainPlanned,
@@ -114,7 +113,7 @@ def start(
     return (*closing, change(stream("drain", id), started))
 
 
-def admit_cancel(fleet: Fleet, drain: Drain) -> tuple[Change, ...]:
+def admit_cancel(fleet: Fleet, drain: Drain, now: datetime) -> tuple[Change, ...]:
     """What ends a drain: nothing begins any more, and what is under way is asked to stop. Raises Rejected
     `already-over` or `already-so`."""
     if drain.state == "planned":
@@ -123,7 +122,7 @@ def admit_cancel(fleet: Fleet, drain: Drain) -> tuple[Change, ...]:
         raise Rejected("already-over", f"drain {drain.id} is over", hint=f"vmorch drain describe {drain.id}")
     if drain.ending in ("cancelled", "deadline"):
         raise Rejected("already-so", f"drain {drain.id} is ending already", hint=f"vmorch drain watch {drain.id}")
-    return end_moves(fleet, drain, DrainEnding(why="cancelled"))
+    return end_moves(fleet, drain, "cancelled", now)
 
 
 def admit_activate(
