@@ -108,15 +108,15 @@ class _Lines:
         """What is new in this state of the drain."""
         terminal = self._terminal
         width = max((len(line.name) for line in drain.lines), default=0)
-        wave = min((line.wave for line in drain.lines if line.state == "moving" and line.wave), default=0)
-        if wave > self._wave and drain.waves > 1:
-            self._wave = wave
-            number = sum(line.wave == wave for line in drain.lines)
-            terminal.note(f"  wave {wave} of {drain.waves}: {number} VM{'s' if number > 1 else ''}")
         for line in drain.lines:
             if line.over and self._told.get(line.vm) != line.state:
                 self._told[line.vm] = line.state
                 mark = terminal.paint_note(STYLES.get(line.state, ""), MARKS.get(line.state, line.state))
                 terminal.note(f"  {mark}  {line.name:<{width}}  {ended_line(line)}")
+        wave = min((line.wave for line in drain.lines if line.state == "moving" and line.wave), default=0)
+        if wave > self._wave and drain.waves > 1:
+            self._wave = wave
+            number = sum(line.wave == wave for line in drain.lines)
+            terminal.note(f"  wave {wave} of {drain.waves}: {number} VM{'s' if number > 1 else ''}")
         if not drain.over:
             terminal.show_live(under_way(drain.lines))

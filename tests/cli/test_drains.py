@@ -76,8 +76,8 @@ def test_a_drain_is_watched_vm_by_vm_to_its_end(api: Api, vmorch: Run) -> None:
     assert done.stderr.splitlines() == [
         f"drain {ID}  hv-03",
         "  wave 1 of 2: 1 VM",
-        "  wave 2 of 2: 1 VM",
         "  ok  db-1   moved to hv-01",
+        "  wave 2 of 2: 1 VM",
         "  ok  web-1  moved to hv-01",
     ]
     assert api.changes()[0].headers["vmorch-reason"] == "CHG-2211"

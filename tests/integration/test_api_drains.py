@@ -132,7 +132,7 @@ async def test_a_budget_is_made_shown_and_deleted(api: Api) -> None:  # noqa: F8
         assert (taken.status_code, taken.json()["code"]) == (409, "name-taken")
         shown = (await client.get("/v1/budgets/web")).json()["item"]
         assert (shown["vms"], shown["away"], shown["max_unavailable"]) == (1, [], 2)
-        assert [each["name"] for each in (await client.get("/v1/budgets?name=w*")).json()["items"]] == ["web"]
+        assert [each["name"] for each in (await client.get("/v1/budgets?name=w*&limit=5")).json()["items"]] == ["web"]
         assert (await client.post("/v1/budgets/web/delete")).status_code == 202
         assert (await client.get("/v1/budgets/web")).status_code == 404
         for bad in ({"name": "all", "selector": {}}, {"name": "none", "selector": {"a": "b"}, "max_unavailable": 0}):

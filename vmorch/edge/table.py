@@ -177,7 +177,7 @@ _DRAINS = (
 
 _BUDGETS = (
     Route(method="GET", path="/v1/budgets", access="viewer", handler=budgets.list_budgets, summary="List budgets",
-          parameters=(_NAME,), answer=listing("Budget", BudgetResource)),
+          parameters=(_NAME, *_PAGING), answer=listing("Budget", BudgetResource)),
     Route(method="GET", path="/v1/budgets/{ref}", access="viewer", handler=budgets.show_budget,
           summary="Describe a budget", answer=single("Budget", BudgetResource)),
     Route(method="POST", path="/v1/budgets", access="operator", handler=budgets.create_budget,

@@ -8,14 +8,18 @@ from vmorch.core.aggregates.budget import CreateBudget
 from vmorch.core.drain_resources import budget_resource
 from vmorch.edge import answers, requests
 from vmorch.edge.calls import Call
+from vmorch.edge.routes.reading import settle
 
 
 async def list_budgets(call: Call) -> Response:
-    fleet = call.fleet
-    wanted = call.request.query_params.get("name", "*")
+    await settle(call)
+    fleet, given = call.fleet, call.request.query_params
+    wanted, after, limit = given.get("name", "*"), given.get("after", ""), requests.limit(call.request)
     found = [each for each in fleet.budgets.values() if not each.deleted and fnmatchcase(each.name, wanted)]
-    docs = [answers.encode(budget_resource(fleet, each)) for each in sorted(found, key=lambda each: each.name)]
-    return answers.listing("Budget", docs, answers.as_of(fleet))
+    later = sorted((each for each in found if f"{each.name}/{each.id}" > after), key=lambda each: each.name)
+    docs = [answers.encode(budget_resource(fleet, each)) for each in later[: limit + 1]]
+    page, next = answers.cursor(docs, limit)
+    return answers.listing("Budget", page, answers.as_of(fleet), next)
 
 
 async def show_budget(call: Call) -> Response:
