@@ -54,7 +54,12 @@ class Journey:
         """As soon as it has begun."""
 
     def transfer(self) -> None:
-        until(lambda: (self.site.api.operation(self.operation)["pace"] or {}).get("remaining"), 60, "the transfer")
+        def carries() -> Any:
+            operation = self.site.api.operation(self.operation)
+            assert operation["ended_at"] is None, f"{operation['code']}: {operation['message']}"
+            return (operation["pace"] or {}).get("remaining")
+
+        until(carries, 60, "the transfer")
 
     def switch_over(self) -> None:
         self.transfer()
