@@ -6,8 +6,9 @@ Must not cancel anything: going away leaves the operation running and says how t
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -18,6 +19,8 @@ from cli.shapes import Operation, Vm
 from cli.terminal import Terminal
 from cli.transport import Away, quote
 from cli.units import show_seconds
+
+State = TypeVar("State")
 
 AWAY_LIMIT = 300.0
 """How long a server may stay away, in seconds, before waiting for it is given up."""
@@ -30,14 +33,16 @@ STYLE = {"done": "good", "failed": "bad", "undone": "warn", "undoing": "warn", "
 
 
 class Left(Exception):
-    """The operator stopped waiting. `going_on` are the operations he left, `not_begun` what was never asked for."""
+    """The operator stopped waiting. `going_on` are the operations (or drains: `noun`) he left, `not_begun` what was
+    never asked for."""
 
     exit_code = INTERRUPTED
     why = ""
 
-    def __init__(self, going_on: list[str], *, not_begun: Sequence[str] = ()) -> None:
+    def __init__(self, going_on: list[str], *, not_begun: Sequence[str] = (), noun: str = "op") -> None:
         super().__init__(self.why)
         self.going_on = going_on
+        self.noun = noun
         self.not_begun = not_begun
 
 
@@ -56,10 +61,11 @@ class Overdue(Left):
 
 def farewell(left: Left) -> list[str]:
     """What goes on without him and how to come back, as lines."""
-    lines = [f"{left.why}: op {id} still runs. Nothing was cancelled." for id in left.going_on]
+    noun = left.noun
+    lines = [f"{left.why}: {noun} {id} still runs. Nothing was cancelled." for id in left.going_on]
     if left.not_begun:
         lines.append(f"{left.why}: not asked for any more: {', '.join(left.not_begun)}")
-    return lines + [f"hint: vmorch op watch {id} | vmorch op cancel {id}" for id in left.going_on]
+    return lines + [f"hint: vmorch {noun} watch {id} | vmorch {noun} cancel {id}" for id in left.going_on]
 
 
 class End(Struct, frozen=True):
@@ -74,21 +80,30 @@ def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator
 
     Raises Problem: `no-such-operation`, or `server-unreachable` after AWAY_LIMIT without a word.
     """
+    shapes: dict[str, type[Operation | Vm]] = {"operation": Operation, "vm": Vm}
+    for change in states(client, f"/v1/operations/{quote(id)}/watch", shapes, on_away):
+        yield change
+        if isinstance(change, Operation) and change.over:
+            return
+
+
+def states(
+    client: Client, path: str, shapes: Mapping[str, type[State]], on_away: Callable[[str], None]
+) -> Iterator[State]:
+    """What a stream tells, by the names of its events, until whoever reads it has seen the end. Reconnects by itself.
+
+    Raises Problem: `server-unreachable` after AWAY_LIMIT without a word.
+    """
     failures = 0
     heard = time.monotonic()
     while True:
         try:
-            with closing(client.stream(f"/v1/operations/{quote(id)}/watch")) as events:
+            with closing(client.stream(path)) as events:
                 for event in events:
                     failures, heard = 0, time.monotonic()
-                    if event.event == "vm":
-                        yield decode(event.data.encode(), Vm)
-                    if event.event != "operation":
-                        continue
-                    operation = decode(event.data.encode(), Operation)
-                    yield operation
-                    if operation.over:
-                        return
+                    shape = shapes.get(event.event)
+                    if shape is not None:
+                        yield decode(event.data.encode(), shape)
             away = Away(client.transport.address, "the stream ended")
         except Away as error:
             away = error

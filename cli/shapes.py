@@ -239,6 +239,7 @@ class Host(Struct, frozen=True):
     facts: Facts | None = None
     certificate: Certificate | None = None
     version: int = 0
+    drain: str | None = None
 
 
 class Policy(Struct, frozen=True):

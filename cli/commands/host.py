@@ -29,6 +29,8 @@ host = Group(
         "enroll": Entry(f"{_HERE}:enroll", "Invite a host: make its one-time token", "Change"),
         "cordon": Entry(f"{_HERE}:cordon", "Place no new VM on a host", "Change"),
         "uncordon": Entry(f"{_HERE}:uncordon", "Place VMs on a host again", "Change"),
+        "drain": Entry("cli.commands.host_drain:drain", "Move every VM away from hosts", "Change"),
+        "activate": Entry("cli.commands.host_drain:activate", "Return a host to service", "Change"),
         "label": Entry(f"{_HERE}:label", "Set or remove a host's labels", "Change"),
         "overcommit": Entry(f"{_HERE}:overcommit", "Set how much more than it has it may promise", "Change"),
         "retire": Entry(f"{_HERE}:retire", "Take an empty host out of the cluster", "Change"),
@@ -44,14 +46,25 @@ host = Group(
         "invite": "vmorch host enroll NAME",
         "disable": "vmorch host cordon NAME",
         "enable": "vmorch host uncordon NAME",
+        "evacuate": "vmorch host drain NAME",
+        "empty": "vmorch host drain NAME",
+        "restore": "vmorch host activate NAME --bring-back",
+        "undrain": "vmorch host activate NAME",
         "delete": "vmorch host retire NAME",
         "remove": "vmorch host retire NAME",
         "rm": "vmorch host retire NAME",
     },
-    examples=("vmorch host list", 'vmorch host cordon hv-03 -m "DIMM swap"'),
+    examples=("vmorch host list", 'vmorch host drain hv-03 --plan', 'vmorch host cordon hv-03 -m "DIMM swap"'),
 )
 
-_STYLES = {"active": "good", "cordoned": "warn", "unreachable": "bad", "retired": "dim", "invited": "dim"}
+_STYLES = {
+    "active": "good",
+    "cordoned": "warn",
+    "draining": "warn",
+    "unreachable": "bad",
+    "retired": "dim",
+    "invited": "dim",
+}
 
 
 def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Host]]]:
@@ -168,6 +181,8 @@ def _facts(found: Host, at: datetime, session: Session) -> list[tuple[str, str]]
         ),
         ("Labels", show_labels(found.labels)),
     ]
+    if found.drain is not None:
+        rows.append(("Drain", f"{found.drain} is under way"))
     if found.cordoned is not None:
         rows.append(("Cordoned", found.cordoned or "no reason given"))
     if found.facts is not None:

@@ -117,6 +117,8 @@ def body_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
     }
     if any(placing.values()):
         body["placing"] = {name: value for name, value in placing.items() if value}
+    if given.get("eviction"):
+        body["eviction"] = given["eviction"]
     if given.get("no_start"):
         body["start"] = False
     return body
@@ -187,6 +189,12 @@ def _grouped(section: str, *names: str, **more: Any) -> Callable[[F], F]:
     type=PAIR,
     multiple=True,
     help="Not where VMs with this label are (repeatable).",
+)
+@_grouped(
+    "Placement",
+    "--eviction",
+    type=click.Choice(("live", "restart", "stop", "never")),
+    help="What becomes of it when its host is drained; default live.",
 )
 @change_options()
 @click.pass_obj

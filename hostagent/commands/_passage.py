@@ -53,9 +53,12 @@ def halted_for(connection: Any, command: MigrateDomain) -> int | None:
 
 
 class Meter:
-    """Takes samples of a domain's migration job until `close`. `gone` is set once there is no such job."""
+    """Takes samples of a domain's migration job until `close`. With `begun` there is such a job now, and `gone` is set
+    once it is over; without, the call that makes it was only just asked for, and its own end tells."""
 
-    def __init__(self, domain: Any, queries: Any, command: MigrateDomain, scope: Scope) -> None:
+    def __init__(
+        self, domain: Any, queries: Any, command: MigrateDomain, scope: Scope, *, begun: bool
+    ) -> None:
         self.gone = threading.Event()
         self.newest: Sample | None = None
         self.first_elapsed = 0.0
@@ -63,6 +66,7 @@ class Meter:
         self._queries = queries
         self._command = command
         self._scope = scope
+        self._begun = begun
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="vmorch-meter", daemon=True).start()
 
@@ -81,8 +85,11 @@ class Meter:
         self.gone.set()
 
     def _take(self, memory: int) -> bool:
-        """Whether there is a job."""
+        """Whether there is a job, or will be one."""
         stats = self._domain.jobStats()
+        if is_over(stats) and not self._begun:
+            return True
+        self._begun = True
         reason = halted_for(self._queries, self._command)
         if is_over(stats) or reason == libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED:
             return False

@@ -31,7 +31,7 @@ STUCK = make.operation(
 WHOLE = """
     vm create web-3 --image debian-13 --vcpus 4 --memory 8Gi --disk 40Gi --extra-disk 200Gi,shared
     --net network=prod,address=10.0.4.13/24,gateway=10.0.4.1,nameserver=10.0.0.2 --label app=web
-    --host-label rack=b2 --away-from app=web --ready http:8080/healthz --ready-within 2m
+    --host-label rack=b2 --away-from app=web --eviction restart --ready http:8080/healthz --ready-within 2m
 """
 
 
@@ -78,6 +78,7 @@ def test_create_sends_the_whole_request_and_shows_its_steps(api: Api, vmorch: Ru
         "ready": {"by": "http", "port": 8080, "path": "/healthz", "within": 120.0},
         "labels": {"app": "web"},
         "placing": {"host_labels": {"rack": "b2"}, "away_from": {"app": "web"}},
+        "eviction": "restart",
     }
 
 

@@ -33,7 +33,10 @@ def test_the_tree_is_whole() -> None:
     tree = {" ".join(path) for path in COMMANDS}
     expected = """
         vm create list describe start stop reboot pause resume delete rename label resize
-        host enroll list describe cordon uncordon label overcommit retire
+        host enroll list describe cordon uncordon drain activate label overcommit retire
+        drain list describe watch cancel
+        plan list describe apply discard
+        budget list describe create delete
         image add list describe remove
         op list describe wait cancel watch
         event list show tail

@@ -63,52 +63,61 @@ def drive(
     """The VM's active operation once it is over; every answer goes through the log."""
     id = history.fleet.vms[vm].active
     assert id is not None
-    at = stream("vm", vm)
     see = see or moved(history, vm)
     for _ in range(limit):
-        now = history.fleet.vms[vm]
-        operation = now.operations[id]
-        match next_action(operation.steps, operation.progress):
-            case Finish() as end:
-                history.take(close_operation(now, operation, end))
-                return history.fleet.vms[vm].operations[id]
-            case Send(index=index, undo=undo):
-                packed = operation.steps[index].undo if undo else operation.steps[index].command
-                assert packed is not None
-                command = unpack_host_command(packed)
-                said = answer(index, undo, command)
-                if isinstance(command, DefineDomain) and isinstance(said, Done) and now.power == "running":
-                    said = Done()  # redefining does not touch a running domain
-            case Withdraw(index=index):
-                undo, said = False, Failed(code="cancelled", message="withdrawn")
-            case Look(index=index, round=round, hosts=hosts):
-                for host in hosts:
-                    seen = see(host, round) if round < 20 else None
-                    if seen is not None:
-                        seen_event = EndSeen(operation=id, index=index, round=round, host=host, observed=seen)
-                        history.record(at, seen_event)
-                    else:
-                        history.record(at, LooksEnded(operation=id, index=index, why="not seen"))
-                continue
-            case Settle(index=index, verdict=verdict, why=why):
-                ends = operation.steps[index].judged
-                assert ends is not None
-                sights = operation.progress.sights
-                source, destination = (sights[end].observed if end in sights else None for end in ends)
-                history.record(
-                    at,
-                    StepJudged(
-                        operation=id, index=index, verdict=verdict, why=why,
-                        source_seen=source, destination_seen=destination,
-                    ),
-                )  # fmt: skip
-                history.take(operation.steps[index].then if verdict == "moved" else ())
-                continue
-        history.record(at, _event(operation, index, undo, said))
-        step = operation.steps[index]
-        if isinstance(said, Done) and not undo and step.judged is None:
-            history.take(step.then)
+        advance(history, vm, answer, see)
+        operation = history.fleet.vms[vm].operations[id]
+        if operation.outcome is not None:
+            return operation
     raise AssertionError(f"no end after {limit} steps")
+
+
+def advance(history: History, vm: VmId, answer: Answering = well, see: Seeing | None = None) -> None:
+    """Take the VM's active operation one action further."""
+    now = history.fleet.vms[vm]
+    id, at, see = now.active, stream("vm", vm), see or moved(history, vm)
+    assert id is not None
+    operation = now.operations[id]
+    match next_action(operation.steps, operation.progress):
+        case Finish() as end:
+            history.take(close_operation(now, operation, end))
+            return
+        case Send(index=index, undo=undo):
+            packed = operation.steps[index].undo if undo else operation.steps[index].command
+            assert packed is not None
+            command = unpack_host_command(packed)
+            said = answer(index, undo, command)
+            if isinstance(command, DefineDomain) and isinstance(said, Done) and now.power == "running":
+                said = Done()  # redefining does not touch a running domain
+        case Withdraw(index=index):
+            undo, said = False, Failed(code="cancelled", message="withdrawn")
+        case Look(index=index, round=round, hosts=hosts):
+            for host in hosts:
+                seen = see(host, round) if round < 20 else None
+                if seen is not None:
+                    seen_event = EndSeen(operation=id, index=index, round=round, host=host, observed=seen)
+                    history.record(at, seen_event)
+                else:
+                    history.record(at, LooksEnded(operation=id, index=index, why="not seen"))
+            return
+        case Settle(index=index, verdict=verdict, why=why):
+            ends = operation.steps[index].judged
+            assert ends is not None
+            sights = operation.progress.sights
+            source, destination = (sights[end].observed if end in sights else None for end in ends)
+            history.record(
+                at,
+                StepJudged(
+                    operation=id, index=index, verdict=verdict, why=why,
+                    source_seen=source, destination_seen=destination,
+                ),
+            )  # fmt: skip
+            history.take(operation.steps[index].then if verdict == "moved" else ())
+            return
+    history.record(at, _event(operation, index, undo, said))
+    step = operation.steps[index]
+    if isinstance(said, Done) and not undo and step.judged is None:
+        history.take(step.then)
 
 
 def _event(operation: Operation, index: int, undo: bool, said: Done | Failed) -> VmEvent:

@@ -231,6 +231,7 @@ def test_every_step_of_every_operation_can_fail_and_the_operation_ends(kind: str
         "vm.rename": {"name": "other"},
         "vm.resize": {"memory": 1024, "vcpus": 2},
         "vm.label": {"set": {"a": "b"}},
+        "vm.set-eviction": {"eviction": "stop"},
     }
     command = COMMANDS[kind](**arguments.get(kind, {}))
     assert isinstance(command, VmCommand)

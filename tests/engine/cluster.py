@@ -15,6 +15,7 @@ from hostagent.journal import Journal
 from hostagent.pinning import Pins
 from hostagent.session import Party
 from hostagent.simulated_hypervisor import SimulatedHypervisor, no_seconds
+from hostagent.simulated_site import Site
 from hostagent.threads import Threads
 from tests.core.world import DIGEST
 from vmorch.bus.credentials import ControlKeys
@@ -25,6 +26,7 @@ from vmorch.core.aggregates.vm import Operation, Vm, VmCommand
 from vmorch.core.fleet import Fleet
 from vmorch.core.hypervisor import LibvirtHost
 from vmorch.core.ids import GiB, MiB, OperationId, Position, SessionId
+from vmorch.core.messages import HostCommand
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.spec import HostFacts
 from vmorch.engine.authority import ensure_authority
@@ -53,17 +55,22 @@ class SimulatedHost:
     def __init__(self, cluster: "Cluster", name: str, directory: Path, memory: int) -> None:
         self.cluster, self.name, self.directory = cluster, name, directory
         self.keys = create("user")
-        free = {"local": 1000 * 1024}
+        free = {"local": 1000 * 1024, "shared": 1000 * 1024}
         self.facts = HostFacts(
             hostname=name,
             machine_id=f"machine-{name}",
             cpus=16,
             memory=MiB(memory),
             local_gib=GiB(1000),
+            shared_gib=GiB(1000),
+            shared_id="san",
             accel="simulated",
             networks=("lab",),
+            address=name,
+            encrypts=True,
         )
-        self.hypervisor = SimulatedHypervisor(self.facts, LibvirtHost(free=free), seconds=no_seconds)
+        host = LibvirtHost(free=free)
+        self.hypervisor = SimulatedHypervisor(self.facts, host, seconds=cluster.takes, site=cluster.site)
         self.enrolled: Enrolled | None = None
 
     @asynccontextmanager
@@ -116,7 +123,13 @@ class Cluster:
         )
         self.control: Control
         self.hosts: dict[str, SimulatedHost] = {}
+        self.site = Site()
+        self.seconds: Callable[[HostCommand], float] = no_seconds
+        """How long host commands take, for hosts that are there and those to come."""
         self._lives = itertools.count(1)
+
+    def takes(self, command: HostCommand) -> float:
+        return self.seconds(command)
 
     @property
     def fleet(self) -> Fleet:

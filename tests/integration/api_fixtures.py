@@ -26,7 +26,7 @@ from vmorch.core.aggregates.token import Role
 from vmorch.core.aggregates.vm import OperationFinished, StepDone, Vm, VmDeleted
 from vmorch.core.codec import encode
 from vmorch.core.fleet import Fleet
-from vmorch.core.hostcommands import Observed
+from vmorch.core.hostcommands import Observed, Power
 from vmorch.core.ids import GiB, MiB, OperationId, Position, SessionId, Stream, stream
 from vmorch.core.messages import Event, Meta
 from vmorch.core.records import Append, StreamAppend
@@ -110,9 +110,9 @@ class Api:
             assert answer.status_code == 202, answer.text
             return dict(answer.json())
 
-    async def finish_operation(self, id: str) -> None:
-        """Let every step of an operation succeed; the VM runs then."""
-        seen = Observed(power="running", vcpus=1, memory=MiB(512), addresses=("10.0.0.7",))
+    async def finish_operation(self, id: str, power: Power = "running") -> None:
+        """Let every step of an operation succeed; the VM is in this state then."""
+        seen = Observed(power=power, vcpus=1, memory=MiB(512), addresses=("10.0.0.7",))
         await self._finish(id, seen)
 
     async def finish_deletion(self, id: str) -> None:

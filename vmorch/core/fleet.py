@@ -11,14 +11,16 @@ from typing import TypeVar
 from msgspec.structs import replace
 
 import vmorch.core.operations  # noqa: F401  registers every operation's facts before the first is read
+from vmorch.core.aggregates.budget import Budget, BudgetCreated, BudgetDeleted, BudgetEvent
 from vmorch.core.aggregates.cluster import Cluster, ClusterEvent
+from vmorch.core.aggregates.drain import Drain, DrainEvent, MoveBegun
 from vmorch.core.aggregates.host import Host, HostCertified, HostEnrolled, HostEvent, HostInvited, HostRetired
 from vmorch.core.aggregates.image import Image, ImageAdded, ImageEvent, ImageRemoved
 from vmorch.core.aggregates.token import Token, TokenCreated, TokenEvent, TokenRevoked
 from vmorch.core.aggregates.vm import Operation, Vm, VmCreated, VmDeleted, VmEvent
 from vmorch.core.codec import Fact, unpack_event
 from vmorch.core.errors import Rejected
-from vmorch.core.ids import HostId, ImageId, OperationId, Position, Stream, VmId, split_stream
+from vmorch.core.ids import DrainId, HostId, ImageId, OperationId, Position, Stream, VmId, split_stream
 from vmorch.core.messages import Event
 from vmorch.core.operation import Change
 from vmorch.core.operations.rename import VmRenamed
@@ -29,11 +31,15 @@ CERTIFIED = "certificate"
 KEPT_DELETED = 1000
 """How many deleted VMs the state remembers, so that it does not grow with the length of the log."""
 
-T = TypeVar("T", Vm, Host, Image, Token)
+KEPT_DRAINS = 100
+"""How many drains that are over the state remembers; the log has all, and the read model their ledgers."""
+
+T = TypeVar("T", Vm, Host, Image, Token, Budget)
 
 
 class Fleet:
-    """All VMs, hosts, images and tokens as of `position`. States are immutable; only the tables change."""
+    """Everything that there is as of `position`. States are immutable; only the tables change. `causes` tells which
+    drain an operation belongs to."""
 
     def __init__(self) -> None:
         self.position = Position(0)
@@ -42,10 +48,14 @@ class Fleet:
         self.hosts: dict[HostId, Host] = {}
         self.images: dict[ImageId, Image] = {}
         self.tokens: dict[str, Token] = {}
+        self.budgets: dict[str, Budget] = {}
+        self.drains: dict[DrainId, Drain] = {}
+        self.causes: dict[OperationId, DrainId] = {}
         self.cluster = Cluster()
         self.versions: dict[Stream, int] = {}
         self.operations: dict[OperationId, VmId] = {}
         self._deleted: deque[VmId] = deque()
+        self._over: deque[DrainId] = deque()
 
     def apply(self, fact: Fact) -> None:
         """Take the next fact. Facts of kinds that no aggregate knows only move the position on."""
@@ -62,6 +72,11 @@ class Fleet:
         elif isinstance(event, TokenEvent):
             token = self.tokens.get(id) or Token(id=id)
             self.tokens[id] = replace(event.apply(token, at), version=version)
+        elif isinstance(event, DrainEvent):
+            self._drain(DrainId(id), event, version, at)
+        elif isinstance(event, BudgetEvent):
+            budget = self.budgets.get(id) or Budget(id=id)
+            self.budgets[id] = replace(event.apply(budget, at), version=version)
         elif isinstance(event, ClusterEvent):
             self.cluster = replace(event.apply(self.cluster, at), version=version)
         self.skip(fact.stream, version, fact.position, at)
@@ -81,6 +96,19 @@ class Fleet:
                 for operation in gone.operations:
                     self.operations.pop(operation, None)
 
+    def _drain(self, id: DrainId, event: DrainEvent, version: int, at: datetime) -> None:
+        drain = self.drains.get(id) or Drain(id=id)
+        after = replace(event.apply(drain, at), version=version)
+        self.drains[id] = after
+        if isinstance(event, MoveBegun):
+            self.causes[event.operation] = id
+        if after.ended_at is not None and drain.ended_at is None:
+            self._over.append(id)
+            if len(self._over) > KEPT_DRAINS:
+                gone = self._over.popleft()
+                del self.drains[gone]
+                self.causes = {operation: each for operation, each in self.causes.items() if each != gone}
+
     def skip(self, stream: Stream, version: int, position: Position, at: datetime) -> None:
         """Move on past an event without looking into it."""
         self.versions[stream] = version
@@ -97,10 +125,23 @@ class Fleet:
         other.position, other.recorded_at = self.position, self.recorded_at
         other.vms, other.hosts = dict(self.vms), dict(self.hosts)
         other.images, other.tokens = dict(self.images), dict(self.tokens)
+        other.budgets, other.drains, other.causes = dict(self.budgets), dict(self.drains), dict(self.causes)
         other.cluster = self.cluster
         other.versions, other.operations = dict(self.versions), dict(self.operations)
-        other._deleted = deque(self._deleted)
+        other._deleted, other._over = deque(self._deleted), deque(self._over)
         return other
+
+    def draining(self, host: HostId) -> DrainId | None:
+        """The drain under way that empties the host."""
+        for drain in self.drains.values():
+            if drain.running and drain.plan and drain.plan.purpose == "drain" and host in drain.plan.hosts:
+                return drain.id
+        return None
+
+    def cause(self, operation: OperationId) -> str | None:
+        """The undertaking that an operation belongs to: a drain, or the maintenance that the drain is a part of."""
+        drain = self.drains.get(self.causes.get(operation, DrainId("")))
+        return None if drain is None else drain.parent or drain.id
 
     def operation(self, id: OperationId) -> tuple[Vm, Operation] | None:
         """An operation that a VM's state still remembers, with its VM."""
@@ -127,6 +168,24 @@ class Fleet:
         """The token of this name or id. Raises Rejected `no-such-token`."""
         return _find("token", name, [token for token in self.tokens.values() if not token.revoked])
 
+    def find_budget(self, name: str) -> Budget:
+        """The budget of this name or id. Raises Rejected `no-such-budget`."""
+        return _find("budget", name, [budget for budget in self.budgets.values() if not budget.deleted])
+
+    def find_drain(self, id: str) -> Drain:
+        """The drain or plan with this id or unique part of it. Raises Rejected `no-such-drain` or `ambiguous-name`."""
+        exact = self.drains.get(DrainId(id))
+        if exact is not None:
+            return exact
+        # ids begin with the time: those made together differ at their ends
+        found = [each for each in self.drains.values() if each.id.startswith(id) or each.id.endswith(id)]
+        if len(id) < 4 or not found:
+            raise Rejected("no-such-drain", f"no drain or plan has the id {id}", hint="vmorch drain list")
+        if len(found) > 1:
+            ids = [each.id for each in found]
+            raise Rejected("ambiguous-name", f"{id!r} matches {len(found)} drains", facts={"ids": ids})
+        return found[0]
+
 
 def names_touched(fleet: Fleet, changes: Iterable[Change]) -> tuple[tuple[NameClaim, ...], tuple[NameClaim, ...]]:
     """The names that changes take and give up, as (claims, releases) for one append."""
@@ -138,10 +197,14 @@ def names_touched(fleet: Fleet, changes: Iterable[Change]) -> tuple[tuple[NameCl
         if taken is not None:
             claims.append(NameClaim(scope=_scope(each.stream), name=taken, stream=each.stream))
         held = name_held(fleet, each.stream)
-        if held and isinstance(event, VmDeleted | VmRenamed | HostRetired | ImageRemoved | TokenRevoked):
+        if held and isinstance(event, FREEING):
             releases.append(NameClaim(scope=_scope(each.stream), name=held, stream=each.stream))
         _certified(fleet, each.stream, event, claims, releases)
     return tuple(claims), tuple(releases)
+
+
+FREEING = (VmDeleted, VmRenamed, HostRetired, ImageRemoved, TokenRevoked, BudgetDeleted)
+"""Events after which a name can be given to another."""
 
 
 def _certified(
@@ -159,7 +222,7 @@ def _certified(
 
 
 def _name_taken(event: Event) -> str | None:
-    if isinstance(event, VmCreated | VmRenamed | HostInvited | ImageAdded | TokenCreated):
+    if isinstance(event, VmCreated | VmRenamed | HostInvited | ImageAdded | TokenCreated | BudgetCreated):
         return event.name
     return None
 
@@ -167,7 +230,7 @@ def _name_taken(event: Event) -> str | None:
 def name_held(fleet: Fleet, stream: Stream) -> str:
     """The name that the subject of a stream has; empty if it is not known."""
     kind, id = split_stream(stream)
-    held: Vm | Host | Image | Token | None = None
+    held: Vm | Host | Image | Token | Budget | None = None
     match kind:
         case "vm":
             held = fleet.vms.get(VmId(id))
@@ -177,6 +240,8 @@ def name_held(fleet: Fleet, stream: Stream) -> str:
             held = fleet.images.get(ImageId(id))
         case "token":
             held = fleet.tokens.get(id)
+        case "budget":
+            held = fleet.budgets.get(id)
     return "" if held is None else held.name
 
 

@@ -145,7 +145,8 @@ class CertificateResource(Struct, frozen=True, kw_only=True):
 
 
 class HostResource(Struct, frozen=True, kw_only=True):
-    """A host as people see it. `state` is invited, active, cordoned, unreachable or retired."""
+    """A host as people see it. `state` is invited, active, cordoned, draining, unreachable or retired; `drain` is the
+    drain of the host that is under way."""
 
     id: str
     name: str
@@ -162,6 +163,7 @@ class HostResource(Struct, frozen=True, kw_only=True):
     facts: HostFacts | None
     certificate: CertificateResource | None
     version: int
+    drain: str | None = None
 
 
 class PolicyResource(Policy, frozen=True, kw_only=True, omit_defaults=False):
@@ -401,10 +403,11 @@ def _step_state(operation: Operation, index: int) -> str:
 def host_resource(fleet: Fleet, host: Host) -> HostResource:
     """A host of the fleet."""
     state: str = host.agent
+    drain = fleet.draining(host.id)
     if host.retired:
         state = "retired"
     elif host.agent == "connected":
-        state = "active" if host.cordoned is None else "cordoned"
+        state = "draining" if drain else "active" if host.cordoned is None else "cordoned"
     return HostResource(
         id=host.id,
         name=host.name,
@@ -425,6 +428,7 @@ def host_resource(fleet: Fleet, host: Host) -> HostResource:
         facts=host.facts,
         certificate=_certificate(host),
         version=host.version,
+        drain=drain,
     )
 
 

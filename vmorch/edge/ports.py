@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from vmorch.core.aggregates.budget import CreateBudget
+from vmorch.core.aggregates.drain import ActivateHost, ApplyPlan, Drain, PlanDrain
 from vmorch.core.aggregates.image import ImageAdded
 from vmorch.core.aggregates.token import Role
 from vmorch.core.aggregates.vm import VmCommand
@@ -14,12 +16,13 @@ from vmorch.core.fleet import Fleet
 from vmorch.core.ids import HostId, OperationId, Position, Stream
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.planning.admission import Admission
+from vmorch.core.planning.staleness import Touch
 from vmorch.engine.caller import Accepted, Caller
 from vmorch.engine.handle import PolicyChange, Tuning
 from vmorch.engine.telemetry import Samples
 from vmorch.views.filters import Filters
 
-Model = Literal["vms", "hosts", "images", "operations", "tokens"]
+Model = Literal["vms", "hosts", "images", "operations", "tokens", "drains"]
 HostVerb = Literal["cordon", "uncordon", "label", "overcommit", "retire"]
 
 
@@ -40,6 +43,30 @@ class Enrolled(Protocol):
     def nats_url(self) -> str: ...
     @property
     def credentials(self) -> str: ...
+
+
+class Drains(Protocol):
+    """What may be asked about emptying hosts, and about what bounds that."""
+
+    async def plan(self, command: PlanDrain, caller: Caller) -> Accepted: ...
+
+    async def apply(self, ref: str, command: ApplyPlan, caller: Caller) -> Accepted: ...
+
+    async def touches(self, drain: Drain) -> Sequence[Touch]:
+        """The events since a plan was made that touch it."""
+
+    async def discard(self, ref: str, caller: Caller) -> Accepted: ...
+
+    async def cancel(self, ref: str, caller: Caller) -> Accepted: ...
+
+    async def activate(self, ref: str, command: ActivateHost, caller: Caller) -> Accepted: ...
+
+    async def past(self, ref: str) -> Drain | None:
+        """A drain that the live state no longer remembers."""
+
+    async def create_budget(self, command: CreateBudget, caller: Caller) -> Accepted: ...
+
+    async def delete_budget(self, ref: str, caller: Caller) -> Accepted: ...
 
 
 class Control(Protocol):
@@ -66,6 +93,10 @@ class Control(Protocol):
     @property
     def samples(self) -> Samples:
         """How far long work has come."""
+
+    @property
+    def drains(self) -> Drains:
+        """Drains, plans and budgets."""
 
     async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
         """The host's one-time token and when it expires."""

@@ -5,6 +5,9 @@ Routing, access and the OpenAPI description all come from here. Must not hold lo
 
 from typing import get_args
 
+from vmorch.core.aggregates.budget import CreateBudget
+from vmorch.core.aggregates.drain import ActivateHost, ApplyPlan, PlanDrain
+from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResource
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.resources import (
     ClusterResource,
@@ -18,7 +21,18 @@ from vmorch.core.resources import (
 from vmorch.edge import shapes
 from vmorch.edge.calls import Parameter, Route
 from vmorch.edge.ports import HostVerb
-from vmorch.edge.routes import cluster, documents, events, hosts, images, operations, tokens, vms
+from vmorch.edge.routes import (
+    budgets,
+    cluster,
+    documents,
+    drains,
+    events,
+    hosts,
+    images,
+    operations,
+    tokens,
+    vms,
+)
 from vmorch.edge.shapes import BOOLEAN, POSITION, STRING, TIME, listing, plain, single
 from vmorch.edge.streams import MEDIA_TYPE as SSE
 from vmorch.engine.handle import ARGUMENTS, PolicyChange, Tuning
@@ -41,6 +55,12 @@ _OF_OPERATIONS = (
     Parameter(name="verb", about="only this verb", schema=STRING),
     _ACTOR,
     Parameter(name="active", about="true: those that run; false: those that are over", schema=BOOLEAN),
+)
+_OF_DRAINS = (
+    _STATE,
+    _ACTOR,
+    Parameter(name="active", about="true: those under way", schema=BOOLEAN),
+    Parameter(name="started", about="false: plans that were not carried out", schema=BOOLEAN),
 )
 _OF_EVENTS = (
     Parameter(name="stream", about="only this stream, such as vm/<id>", schema=STRING),
@@ -131,8 +151,39 @@ _HOSTS = (
               summary=f"{verb.capitalize()} a host", body=ARGUMENTS[verb], status=202, answer=shapes.ACCEPTED)
         for verb in get_args(HostVerb)
     ),
+    Route(method="POST", path="/v1/hosts/{ref}/activate", access="admin", handler=drains.activate_host,
+          summary=ActivateHost.summary, body=ActivateHost, status=202, answer=shapes.ACCEPTED),
     Route(method="POST", path="/v1/hosts/{ref}/{verb}", access="admin", handler=hosts.no_such_verb,
           summary="", listed=False),
+)  # fmt: skip
+
+_DRAINS = (
+    Route(method="GET", path="/v1/drains", access="viewer", handler=drains.list_drains,
+          summary="List drains and plans, newest first", parameters=(*_OF_DRAINS, *_PAGING),
+          answer=listing("Drain", DrainResource)),
+    Route(method="GET", path="/v1/drains/{id}", access="viewer", handler=drains.show_drain,
+          summary="Describe a drain or plan, VM by VM", parameters=(_MIN,), answer=single("Drain", DrainDetail)),
+    Route(method="GET", path="/v1/drains/{id}/watch", access="viewer", handler=drains.watch_drain,
+          summary="Watch a drain to its end", media_type=SSE, answer=STRING),
+    Route(method="POST", path="/v1/drains", access="admin", handler=drains.plan_drain, summary=PlanDrain.summary,
+          body=PlanDrain, status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/drains/{id}/apply", access="admin", handler=drains.apply_plan,
+          summary=ApplyPlan.summary, body=ApplyPlan, status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/drains/{id}/discard", access="admin", handler=drains.discard_plan,
+          summary="Give a plan up", status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/drains/{id}/cancel", access="admin", handler=drains.cancel_drain,
+          summary="End a drain and take back what is under way", status=202, answer=shapes.ACCEPTED),
+)  # fmt: skip
+
+_BUDGETS = (
+    Route(method="GET", path="/v1/budgets", access="viewer", handler=budgets.list_budgets, summary="List budgets",
+          parameters=(_NAME, *_PAGING), answer=listing("Budget", BudgetResource)),
+    Route(method="GET", path="/v1/budgets/{ref}", access="viewer", handler=budgets.show_budget,
+          summary="Describe a budget", answer=single("Budget", BudgetResource)),
+    Route(method="POST", path="/v1/budgets", access="operator", handler=budgets.create_budget,
+          summary=CreateBudget.summary, body=CreateBudget, status=201, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/budgets/{ref}/delete", access="operator", handler=budgets.delete_budget,
+          summary="Delete a budget", status=202, answer=shapes.ACCEPTED),
 )  # fmt: skip
 
 _IMAGES = (
@@ -193,6 +244,8 @@ ROUTES: tuple[Route, ...] = (
     *_VMS,
     *_OPERATIONS,
     *_HOSTS,
+    *_DRAINS,
+    *_BUDGETS,
     *_IMAGES,
     *_EVENTS,
     *_CLUSTER,

@@ -18,6 +18,7 @@ from vmorch.core.errors import Rejected
 from vmorch.core.ids import HostId, Position, stream
 from vmorch.core.operation import Change, change
 from vmorch.engine.authority import Authority, read_request
+from vmorch.engine.drains import Drains
 from vmorch.engine.effects import Clock, Ids, Secrets
 from vmorch.engine.handle import Handler
 from vmorch.engine.liveness import Liveness
@@ -76,6 +77,7 @@ class Control(Handler):
         self.reports = Reports(self.recorder, cluster, keys.server, log.incarnation, self._renewed)
         self.liveness = Liveness(self.recorder, bus)
         self.reconcile = Reconcile(self.recorder, ids)
+        self.drains = Drains(self.recorder, ids)
         self.samples = Samples(self.world.fleet)
         self._leading = False
         self._serving = False

@@ -30,6 +30,7 @@ from vmorch.core.operations.create import CreateVm
 from vmorch.core.operations.migrate import Bandwidth, Downtime
 from vmorch.core.operations.resolve import ResolveVm
 from vmorch.core.planning.admission import Admission, Who, admit_create, admit_on_vm
+from vmorch.core.planning.undertakings import check_idle
 from vmorch.core.spec import LabelKey, Labels, Name
 from vmorch.engine.caller import Accepted, Caller
 from vmorch.engine.effects import Ids, Secrets
@@ -214,6 +215,8 @@ class Handler:
 
         def decide() -> list[Change]:
             host = self.fleet.find_host(ref)
+            if verb == "uncordon":
+                check_idle(self.fleet, host)
             given_up = _given_up(self.fleet, host) if isinstance(wanted, RetireChange) and wanted.lost else []
             return [change(stream("host", host.id), event) for event in _on_host(host, wanted)] + given_up
 

@@ -32,7 +32,7 @@ class ReadModels:
         self.projector = projector
 
     async def rows(self, model: Model, filters: Filters, limit: int, after: str | None = None) -> Page:
-        """At most `limit` documents: VMs and the like by name, operations newest first.
+        """At most `limit` documents: VMs and the like by name, operations and drains newest first.
 
         `after` is NAME/ID of the last document of the page before. Raises LogUnavailable.
         """
@@ -74,7 +74,7 @@ def _query(model: Model, filters: Filters, limit: int, after: str | None) -> Sel
     table = TABLES[model]
     columns = table.c
     query = select(columns.doc).limit(limit)
-    if model == "operations":
+    if model in ("operations", "drains"):
         query = query.order_by(columns.id.desc())
         if after is not None:
             query = query.where(columns.id < after.rpartition("/")[2])
@@ -83,7 +83,7 @@ def _query(model: Model, filters: Filters, limit: int, after: str | None) -> Sel
         if after is not None:
             name, _, id = after.rpartition("/")
             query = query.where(tuple_(columns.name, columns.id) > tuple_(name, id))
-    for field in ("host", "state", "verb", "actor", "active"):
+    for field in ("host", "state", "verb", "actor", "active", "started"):
         wanted = getattr(filters, field)
         if wanted is not None and field in columns:
             query = query.where(columns[field] == wanted)

@@ -5,28 +5,52 @@ Must not touch a VM that an operation works on, and must not ask a host again an
 
 from datetime import datetime, timedelta
 
-from msgspec import Struct
-
 from vmorch.core.aggregates.host import Host
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.fleet import Fleet
-from vmorch.core.ids import HostId, VmId
+from vmorch.core.ids import HostId, OperationId, VmId, stream
+from vmorch.core.operation import Change
+from vmorch.core.planning.acts import Act, Because
+from vmorch.core.planning.admission import admit_settling, admit_tidying
 
 AGAIN = timedelta(seconds=60)
 """When something that did not help is tried again, though nothing is known to have changed."""
 
 
-class SettleVm(Struct, frozen=True):
+class MendVm(Act, frozen=True):
+    """Something to do with a VM. It is wanted as long as asking anew gives it again."""
+
+    vm: VmId
+
+    @property
+    def subject(self) -> str:
+        return stream("vm", self.vm)
+
+    def because(self, fleet: Fleet) -> Because:
+        return Because(reason="after a migration")
+
+    def changes(self, fleet: Fleet, now: datetime, operation: OperationId) -> tuple[Change, ...]:
+        return self.decided(fleet, operation) if self in mend(fleet, now) else ()
+
+    def decided(self, fleet: Fleet, operation: OperationId) -> tuple[Change, ...]:
+        """Everything to append on exactly this state."""
+        raise NotImplementedError
+
+
+class SettleVm(MendVm, frozen=True):
     """Judge anew where this frozen VM is: both ends can be asked."""
 
-    vm: VmId
+    def decided(self, fleet: Fleet, operation: OperationId) -> tuple[Change, ...]:
+        return admit_settling(fleet, fleet.vms[self.vm], operation=operation)
 
 
-class TidyVm(Struct, frozen=True):
+class TidyVm(MendVm, frozen=True):
     """Clear what is left of this VM on a host that is not its own."""
 
-    vm: VmId
     host: HostId
+
+    def decided(self, fleet: Fleet, operation: OperationId) -> tuple[Change, ...]:
+        return admit_tidying(fleet, fleet.vms[self.vm], self.host, operation=operation)
 
 
 Mending = SettleVm | TidyVm

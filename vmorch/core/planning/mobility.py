@@ -3,7 +3,7 @@
 Must not reserve anything, and must not ask a host: what only libvirt can tell, the destination checks before a move.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
@@ -12,7 +12,7 @@ from vmorch.core.aggregates.vm import Vm
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import HostId
 from vmorch.core.operations.migrate import MigrateVm
-from vmorch.core.planning.placement import Placement, Question, Verdict, objections, score
+from vmorch.core.planning.placement import FITNESS, Placement, Question, Verdict, objections, score
 from vmorch.core.planning.view import ClusterView
 from vmorch.core.spec import HostFacts
 
@@ -30,15 +30,19 @@ class Traffic(Struct, frozen=True, kw_only=True):
 
 def traffic(view: ClusterView) -> Traffic:
     """The migrations under way."""
+    return traffic_of(vm for vms in view.vms_on.values() for vm in vms)
+
+
+def traffic_of(vms: Iterable[Vm]) -> Traffic:
+    """The migrations among these VMs."""
     out: dict[HostId, int] = {}
     into: dict[HostId, int] = {}
-    for vms in view.vms_on.values():
-        for vm in vms:
-            operation = None if vm.active is None else vm.operations[vm.active]
-            ends = None if operation is None else next((each.judged for each in operation.steps if each.judged), None)
-            if ends is not None:
-                out[ends[0]] = out.get(ends[0], 0) + 1
-                into[ends[1]] = into.get(ends[1], 0) + 1
+    for vm in vms:
+        operation = None if vm.active is None else vm.operations[vm.active]
+        ends = None if operation is None else next((each.judged for each in operation.steps if each.judged), None)
+        if ends is not None:
+            out[ends[0]] = out.get(ends[0], 0) + 1
+            into[ends[1]] = into.get(ends[1], 0) + 1
     return Traffic(out=out, into=into)
 
 
@@ -110,16 +114,30 @@ def blockers(view: ClusterView, vm: Vm, source: Host, destination: Host, command
     """Everything that keeps the VM from going there in this way; nothing if it can."""
     if destination.id == source.id:
         return ("it stands there already",)
-    found = list(objections(_question(view, vm, destination)))
+    question = _question(view, vm, destination)
+    return (*objections(question), *_between(view, vm, source, destination, command))
+
+
+def unfitness(
+    view: ClusterView, vm: Vm, source: Host, destination: Host, command: MigrateVm
+) -> tuple[str, ...]:
+    """The blockers that have nothing to do with what else stands there, so that they hold for a whole plan."""
+    assert vm.spec is not None
+    question = Question(
+        spec=vm.spec, labels=vm.labels, host=destination, neighbours=(), shared_promised=0.0, moving=vm.id
+    )
+    return (*objections(question, FITNESS), *_between(view, vm, source, destination, command))
+
+
+def _between(view: ClusterView, vm: Vm, source: Host, destination: Host, command: MigrateVm) -> list[str]:
     here, there = source.facts, destination.facts
     if here is None or there is None:
-        return tuple(found)
-    found += _storage(vm, here, there, command)
-    found += _machine(vm, here, there, command)
+        return []
+    found = [*_storage(vm, here, there, command), *_machine(vm, here, there, command)]
     if not _encrypted(source, destination) and not view.policy.clear_migration and _travels(vm, command):
         bare = [host.name for host in (source, destination) if not host.encrypts]
         found.append(f"no certificate on {' and '.join(bare)}, and guests must travel encrypted")
-    return tuple(found)
+    return found
 
 
 def _travels(vm: Vm, command: MigrateVm) -> bool:
@@ -173,7 +191,7 @@ def _question(view: ClusterView, vm: Vm, host: Host) -> Question:
         spec=vm.spec,
         labels=vm.labels,
         host=host,
-        neighbours=tuple(each for each in view.vms_on.get(host.id, ()) if each.id != vm.id),
+        neighbours=tuple(each for each in view.neighbours(host.id) if each.id != vm.id),
         # its shared disks are promised already, wherever it runs
         shared_promised=0.0,
         moving=vm.id,

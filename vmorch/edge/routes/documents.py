@@ -4,6 +4,7 @@ import msgspec
 from starlette.responses import Response
 
 from vmorch.core.codes import CODES
+from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResource
 from vmorch.core.errors import Rejected
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS
 from vmorch.core.resources import (
@@ -26,6 +27,9 @@ RESOURCES: dict[str, type] = {
     "Token": TokenResource,
     "Cluster": ClusterResource,
     "Event": EventResource,
+    "Drain": DrainResource,
+    "DrainDetail": DrainDetail,
+    "Budget": BudgetResource,
 }
 
 
