@@ -9,6 +9,8 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import TypeVar
 
 import structlog
 
@@ -16,10 +18,13 @@ from hostagent.config import Config
 from hostagent.effects import Effects
 from hostagent.enrolment import EnrolmentError, ask_certificate, ask_revoked
 from hostagent.identity import Identity
-from hostagent.pki import BadPki, Held, Store
+from hostagent.pki import BadPki, Held, OtherAuthority, Store
 from vmorch.bus.keys import KeyPair, verifier
-from vmorch.wire.certificates import Issued
+from vmorch.core.aggregates.certificate import is_address
+from vmorch.wire.certificates import Issued, Revoked
 from vmorch.wire.envelopes import Forged, unseal
+
+T = TypeVar("T", Issued, Revoked)
 
 LOOK_EVERY = 60.0
 """Seconds between looks; a revoked certificate is refused by then."""
@@ -37,18 +42,21 @@ class Desk:
 
     def certify(self, csr: str) -> Issued:
         """A certificate for the key of this request. Raises EnrolmentError."""
-        server = verifier(self.identity.server_key)
-        try:
-            issued: Issued = unseal(ask_certificate(self.identity, self._pair, csr, time.time()), Issued, server)
-        except Forged as error:
-            raise EnrolmentError("unexpected-answer", f"the certificate is not the control plane's: {error}") from error
+        issued = self._opened(ask_certificate(self.identity, self._pair, csr, time.time()), Issued)
         if issued.host != self.identity.host:
             raise EnrolmentError("unexpected-answer", "the certificate is another host's")
         return issued
 
     def revoked(self) -> str:
         """The list of certificates that are to be trusted no more. Raises EnrolmentError."""
-        return ask_revoked(self.identity, self._pair, time.time())
+        return self._opened(ask_revoked(self.identity, self._pair, time.time()), Revoked).revoked
+
+    def _opened(self, sealed: bytes, type: type[T]) -> T:
+        try:
+            found: T = unseal(sealed, type, verifier(self.identity.server_key))
+        except Forged as error:
+            raise EnrolmentError("unexpected-answer", f"the answer is not the control plane's: {error}") from error
+        return found
 
 
 def store_of(config: Config) -> Store:
@@ -59,7 +67,9 @@ def store_of(config: Config) -> Store:
 def own_address(config: Config) -> str:
     """The name or address by which other hosts reach this one: as set, or what libvirt calls itself."""
     if config.migration.address:
-        return config.migration.address.lower()
+        given = config.migration.address.lower()
+        # as a certificate writes it
+        return str(ip_address(given)) if is_address(given) else given
     name = socket.gethostname().lower()
     if "." in name:
         return name
@@ -77,7 +87,7 @@ def names_of(config: Config, identity: Identity) -> tuple[str, ...]:
     return (identity.name,) if address in (identity.name, "localhost") else (identity.name, address)
 
 
-def lacking(held: Held | None, names: tuple[str, ...], now: datetime) -> str:
+def why_renew(held: Held | None, names: tuple[str, ...], now: datetime) -> str:
     """Why a new certificate is needed; empty if it is not."""
     if held is None:
         return "there is none"
@@ -114,6 +124,7 @@ class Certificates:
         self._effects = effects
         self._changed = changed
         self._every = every
+        self._told = False
 
     async def keep(self, first: Callable[[], None]) -> None:
         """Until cancelled: have a certificate that is good for long and the newest list of revoked ones. `first` is
@@ -136,16 +147,24 @@ class Certificates:
         """Renew what needs it; whether this host has a certificate now and had none before. Blocking. Raises
         EnrolmentError, BadPki, OSError."""
         held = self._held()
-        why = lacking(held, self._names, datetime.fromtimestamp(self._effects.wall(), UTC))
+        why = why_renew(held, self._names, datetime.fromtimestamp(self._effects.wall(), UTC))
+        # an earlier process may have ended between storing and telling
+        changed = not self._told
+        if not why:
+            try:
+                if self._store.renew_revoked(self._desk.revoked()):
+                    _log.info("list of revoked certificates renewed")
+                    changed = True
+            except OtherAuthority:
+                why = "the cluster has a new authority"
         if why:
             new = obtain(self._store, self._desk, self._names)
             until = f"{new.expires:%Y-%m-%d %H:%M} UTC"
             _log.info("certificate obtained", why=why, names=new.names, until=until, fingerprint=new.fingerprint)
-        elif not self._store.renew_revoked(self._desk.revoked()):
-            return False
-        else:
-            _log.info("list of revoked certificates renewed")
-        self._changed()
+            changed = True
+        if changed:
+            self._changed()
+            self._told = True
         return held is None
 
     def _held(self) -> Held | None:

@@ -49,10 +49,6 @@ class _Renewal(Struct, frozen=True, kw_only=True):
     credentials: str
 
 
-class _Revoked(Struct, frozen=True, kw_only=True):
-    revoked: str
-
-
 class _Refusal(Struct, frozen=True, kw_only=True):
     code: str = "refused"
     message: str = ""
@@ -122,12 +118,11 @@ def ask_certificate(identity: Identity, pair: keys.KeyPair, csr: str, now: float
         return _ask(lambda: client.post(path, content=body, headers=signed), identity.server_url)
 
 
-def ask_revoked(identity: Identity, pair: keys.KeyPair, now: float) -> str:
-    """The list of certificates that are to be trusted no more, as PEM. Raises EnrolmentError."""
+def ask_revoked(identity: Identity, pair: keys.KeyPair, now: float) -> bytes:
+    """The control plane's sealed list of certificates that are to be trusted no more. Raises EnrolmentError."""
     path = "/v1/certificates/revoked"
     with http_client(identity.server_url) as client:
-        data = _ask(lambda: client.get(path, headers=headers(path, pair, identity.host, now)), identity.server_url)
-    return _understand(data, _Revoked, identity.server_url).revoked
+        return _ask(lambda: client.get(path, headers=headers(path, pair, identity.host, now)), identity.server_url)
 
 
 def http_client(server_url: str) -> httpx2.Client:

@@ -25,6 +25,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from msgspec import Struct
 
+from vmorch.core.aggregates.certificate import is_address
+
 AUTHORITY, REVOKED, CERTIFICATE, KEY = "ca.pem", "crl.pem", "cert.pem", "key.pem"
 CURRENT = "current"
 NAMES = {
@@ -54,11 +56,16 @@ def lacking(directory: Path) -> tuple[str, ...]:
 
 
 class BadPki(Exception):
-    """Certificates cannot be used or stored. `code` is `bad-certificate`, `not-ours` or `no-such-group`."""
+    """Certificates cannot be used or stored. `code` is `bad-certificate`, `other-authority`, `not-ours` or
+    `no-such-group`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
+
+
+class OtherAuthority(BadPki):
+    """A list of revoked certificates is not by the authority that this host trusts."""
 
 
 class Held(Struct, frozen=True, kw_only=True):
@@ -144,7 +151,8 @@ class Store:
         return held
 
     def renew_revoked(self, revoked: str) -> bool:
-        """Refuse what this list names from now on; whether that is anything new. Raises BadPki, OSError."""
+        """Refuse what this list names from now on; whether that is anything new. Raises BadPki, OtherAuthority,
+        OSError."""
         place = self.directory / CURRENT
         authority = (place / AUTHORITY).read_bytes()
         new = _check_revoked(revoked, authority)
@@ -232,7 +240,7 @@ def _check_revoked(text: str, authority: bytes) -> x509.CertificateRevocationLis
             return found
     except (ValueError, TypeError, InvalidSignature) as error:
         raise BadPki("bad-certificate", f"the list of revoked certificates cannot be read: {error}") from error
-    raise BadPki("bad-certificate", "the list of revoked certificates is not the authority's")
+    raise OtherAuthority("other-authority", "the list of revoked certificates is another authority's")
 
 
 def _serials(revoked: x509.CertificateRevocationList) -> set[int]:
@@ -252,10 +260,7 @@ def _fresh(old: x509.CertificateRevocationList, new: x509.CertificateRevocationL
 
 
 def _general(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
+    return x509.IPAddress(ip_address(name)) if is_address(name) else x509.DNSName(name)
 
 
 def _sync(directory: Path) -> None:

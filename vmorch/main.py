@@ -20,6 +20,7 @@ from vmorch.bus.credentials import ensure_keys, server_credentials
 from vmorch.bus.keys import BadKey
 from vmorch.bus.link import Link
 from vmorch.config import DEFAULT_PATH, BadConfig, Config, load
+from vmorch.core.errors import Rejected
 from vmorch.edge.app import build_app
 from vmorch.edge.images import ImageStore
 from vmorch.edge.serve import serve
@@ -122,7 +123,12 @@ _config = click.option(
 
 @main.command()
 @_config
-def init(path: Path) -> None:
+@click.option(
+    "--new-authority",
+    is_flag=True,
+    help="The authority in DATA_DIR/keys signs hosts' certificates from now on, in place of one that was lost.",
+)
+def init(path: Path, new_authority: bool) -> None:
     """Make what a cluster needs before its first start; harmless to repeat.
 
     Creates database, roles and schema, the control plane's keys, the authority that signs hosts' certificates, the
@@ -130,7 +136,7 @@ def init(path: Path) -> None:
 
     Example: vmorch server init --config /etc/vmorch/server.toml
     """
-    _run(prepare(_load(path)))
+    _run(prepare(_load(path), new_authority=new_authority))
 
 
 @main.command(name="run")
@@ -162,6 +168,8 @@ def _load(path: Path) -> Config:
 def _run(work: object) -> None:
     try:
         asyncio.run(work)  # type: ignore[arg-type]  # both callers hand in a coroutine
+    except Rejected as refusal:
+        raise click.ClickException(f"{refusal.reason} [{refusal.code}]\nhint: {refusal.hint}") from refusal
     except (OSError, BadKey, LogError, psycopg.Error) as error:
         raise click.ClickException(str(error)) from error
 

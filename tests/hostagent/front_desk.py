@@ -18,7 +18,7 @@ from vmorch.bus.keys import verifier
 from vmorch.core.aggregates.certificate import Certificate, revoke
 from vmorch.core.ids import HostId
 from vmorch.engine.authority import Wish, ensure_authority, read_request
-from vmorch.wire.certificates import Issued
+from vmorch.wire.certificates import Issued, Revoked
 from vmorch.wire.envelopes import seal
 
 
@@ -124,7 +124,7 @@ def open_desk(desk: FrontDesk, unix: Path | None = None) -> Iterator[str]:
                 self.answer(200, {})
                 return
             if self.path == "/v1/certificates/revoked":
-                self.answer(200, {"revoked": desk.revoked_list()})
+                self.send(200, seal(Revoked(revoked=desk.revoked_list()), desk.keys.server))
                 return
             self.answer(*desk.renew(self.path, self.lower_headers()))
 

@@ -16,14 +16,14 @@ from msgspec.structs import replace
 from scripted import until
 
 from hostagent import pki
-from hostagent.certificates import Certificates, Desk, lacking, obtain, own_address
+from hostagent.certificates import Certificates, Desk, obtain, own_address, why_renew
 from hostagent.config import Config, MigrationSection
 from hostagent.effects import Effects, real_effects
 from hostagent.enrolment import EnrolmentError, enroll
 from hostagent.identity import KEY as HOST_KEY
 from hostagent.identity import Identity
 from hostagent.main import main
-from hostagent.pki import NAMES, BadPki, Held, Store
+from hostagent.pki import NAMES, BadPki, Held, OtherAuthority, Store
 from vmorch.bus import keys
 from vmorch.bus.credentials import ensure_keys
 from vmorch.engine.authority import ensure_authority
@@ -170,11 +170,11 @@ def held(days: float, names: tuple[str, ...] = NAMED) -> Held:
 
 def test_a_certificate_is_renewed_when_a_third_of_it_is_left_or_a_name_is_missing() -> None:
     begins = datetime(2026, 1, 1, tzinfo=UTC)
-    assert lacking(None, NAMED, begins) == "there is none"
-    assert lacking(held(90), NAMED, begins + timedelta(days=59)) == ""
-    assert "ends" in lacking(held(90), NAMED, begins + timedelta(days=60))
-    assert "ends" in lacking(held(90), NAMED, begins + timedelta(days=100))
-    assert "10.0.0.2" in lacking(held(90), (*NAMED, "10.0.0.2"), begins)
+    assert why_renew(None, NAMED, begins) == "there is none"
+    assert why_renew(held(90), NAMED, begins + timedelta(days=59)) == ""
+    assert "ends" in why_renew(held(90), NAMED, begins + timedelta(days=60))
+    assert "ends" in why_renew(held(90), NAMED, begins + timedelta(days=100))
+    assert "10.0.0.2" in why_renew(held(90), (*NAMED, "10.0.0.2"), begins)
 
 
 class Watched:
@@ -206,6 +206,15 @@ def test_the_agent_renews_by_itself_and_only_in_time(store: Store, desk: Desk, f
     assert second.expires - first.expires == pytest.approx(timedelta(days=61), abs=timedelta(seconds=5))
 
 
+def test_an_agent_that_starts_tells_libvirtd_what_an_earlier_one_may_not_have(store: Store, desk: Desk) -> None:
+    obtain(store, desk, NAMED)
+    watched = Watched(store, desk)
+    assert not watched.certificates.look()
+    assert watched.changes == 1
+    assert not watched.certificates.look()
+    assert watched.changes == 1
+
+
 def test_a_damaged_certificate_is_replaced(store: Store, desk: Desk) -> None:
     watched = Watched(store, desk)
     watched.certificates.look()
@@ -233,14 +242,30 @@ def test_a_revoked_certificate_is_known_at_the_next_look(store: Store, desk: Des
     assert store.renew_revoked(front.revoked_list())
 
 
-def test_a_list_of_a_stranger_is_not_taken(store: Store, desk: Desk, front: FrontDesk, tmp_path: Path) -> None:
+def test_a_stranger_s_list_is_not_taken(store: Store, desk: Desk, front: FrontDesk, tmp_path: Path) -> None:
     watched = Watched(store, desk)
     watched.certificates.look()
-    before = everything(store)
+    before, ours = everything(store), front.keys
     front.authority = ensure_authority(tmp_path / "stranger", "lab", datetime.now(UTC))
-    with pytest.raises(BadPki):
+    front.keys = replace(ours, server=keys.create("user"))
+    with pytest.raises(EnrolmentError):
         watched.certificates.look()
     assert everything(store) == before
+    with pytest.raises(OtherAuthority):
+        store.renew_revoked(front.revoked_list())
+    assert everything(store) == before
+
+
+def test_a_new_authority_of_the_cluster_brings_a_new_certificate(
+    store: Store, desk: Desk, front: FrontDesk, tmp_path: Path
+) -> None:
+    watched = Watched(store, desk)
+    watched.certificates.look()
+    front.authority = ensure_authority(tmp_path / "new", "lab", datetime.now(UTC))
+    watched.certificates.look()
+    assert read(store, "cacert.pem").decode() == front.authority.certificate
+    watched.certificates.look()
+    assert len(front.wishes) == 2
 
 
 def test_the_agent_asks_until_it_has_one_and_says_so_once(store: Store, desk: Desk, front: FrontDesk) -> None:
@@ -263,6 +288,7 @@ def test_the_agent_asks_until_it_has_one_and_says_so_once(store: Store, desk: De
 
 def test_the_host_s_address_is_what_was_set_or_what_it_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     assert own_address(Config(migration=MigrationSection(address="HV-01.example"))) == "hv-01.example"
+    assert own_address(Config(migration=MigrationSection(address="FD00:0:0::1"))) == "fd00::1"
     monkeypatch.setattr("socket.gethostname", lambda: "HV-01.rack.example")
     assert own_address(Config()) == "hv-01.rack.example"
     monkeypatch.setattr("socket.gethostname", lambda: "hv-01")

@@ -5,9 +5,11 @@ A compromised host holds a valid host key; what it must not get is a certificate
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from api_fixtures import Api, api, signed  # noqa: F401
 from cryptography import x509
@@ -17,8 +19,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hostagent.pki import Draft
 from vmorch.bus import keys
 from vmorch.core.aggregates.host import HostUnreachable
-from vmorch.core.ids import stream
+from vmorch.core.errors import Rejected
+from vmorch.core.ids import Position, stream
+from vmorch.engine.authority import ensure_authority
 from vmorch.engine.caller import Caller
+from vmorch.engine.control import Control
+from vmorch.system import SystemClock, new_id
 from vmorch.wire.certificates import Issued
 from vmorch.wire.envelopes import Forged, unseal
 
@@ -70,7 +76,7 @@ async def asker(api: Api) -> Any:  # noqa: F811
 async def revoked(client: httpx2.AsyncClient, **options: Any) -> set[str]:
     answer = await client.get("/v1/certificates/revoked", **options)
     assert answer.status_code == 200, answer.text
-    listed = x509.load_pem_x509_crl(answer.json()["revoked"].encode())
+    listed = x509.load_pem_x509_crl(answer.json()["body"]["revoked"].encode())
     return {f"{each.serial_number:x}" for each in listed}
 
 
@@ -216,3 +222,41 @@ async def test_the_policy_is_seen_by_all_and_changed_by_admins_with_a_reason(api
         assert (event["actor"], event["reason"]) == ("the-admin", "CHG-1")
         checks = (await viewer.get("/v1/doctor")).json()["items"]
         assert [each["check"] for each in checks if each["check"] == "policy"] == ["policy"]
+
+
+async def test_two_servers_that_sign_at_once_give_no_name_to_two_hosts(api: Api, asker: Asker) -> None:  # noqa: F811
+    await api.enrol("hv-2")
+    second = api.fleet.find_host("hv-2").id
+    await asker.certified(request())
+    identity = api.control.identity
+
+    async def reached(position: Position, seconds: float) -> bool:
+        return True
+
+    other = Control(api.log, api.control.bus, reached, identity, SystemClock(), new_id, str)
+    await other.start()
+    # the other server does not follow the log, so it does not know of this one
+    await asker.certified(request("10.0.0.7"))
+    with pytest.raises(Rejected) as refusal:
+        await other.certify_host(second, json.loads(request("10.0.0.7", name="hv-2"))["csr"])
+    assert refusal.value.code == "name-taken"
+    kinds = {each.kind for each in await api.log.read_stream(stream("host", second))}
+    assert "host.certified" not in kinds
+
+
+async def test_a_server_with_another_authority_signs_nothing(
+    api: Api,  # noqa: F811
+    asker: Asker,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    await asker.certified(request())
+    stranger = ensure_authority(tmp_path, "test", datetime.now(UTC))
+    identity = msgspec.structs.replace(api.control.identity, authority=stranger)
+    monkeypatch.setattr(api.control, "identity", identity)
+    assert await asker.refused(request()) == (409, "other-authority")
+    with pytest.raises(Rejected):
+        await api.control.adopt_authority(stranger.fingerprint, instead=False, actor="setup")
+    await api.control.adopt_authority(stranger.fingerprint, instead=True, actor="setup")
+    assert (await asker.certified(request())).authority == stranger.certificate
+    assert api.fleet.cluster.authority == stranger.fingerprint

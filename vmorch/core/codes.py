@@ -74,6 +74,7 @@ REFUSALS: dict[str, Code] = {
     "bad-csr": Code(422, 6, "The certificate request is refused", "It cannot be read, is not signed by its own key, has a weak key, or asks for more than names."),
     "foreign-name": Code(403, 4, "The name is not the host's", "A host's certificate carries its own name and addresses and none that another host holds; retire or enrol that one anew if it gave the name up."),
     "key-reused": Code(409, 6, "The key has a certificate already", "Each certificate is for a new key; a request that comes twice is refused."),
+    "other-authority": Code(409, 6, "Another authority than the cluster's", "All servers of a cluster sign by one authority, or hosts would not know each other: give this server the keys of the others."),
     "too-many-certificates": Code(409, 6, "The host has too many certificates", "So many are in force at once only when something asks again and again; enrolling the host anew revokes them."),
     "confirmation-missing": Code(400, 6, "Confirmation is missing", "Without a terminal a destructive verb needs --yes."),
     "reason-missing": Code(400, 6, "A reason is missing", "This context is protected: give --reason."),

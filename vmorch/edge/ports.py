@@ -131,8 +131,8 @@ class Control(Protocol):
     async def certify_host(self, id: HostId, csr: str) -> bytes:
         """A certificate for a host that has proven its key, sealed for it."""
 
-    def revoked(self) -> str:
-        """The signed list of certificates that are to be trusted no more."""
+    def revoked(self) -> bytes:
+        """The list of certificates that are to be trusted no more, signed and sealed."""
 
     async def set_policy(self, wanted: PolicyChange, caller: Caller) -> Accepted: ...
 

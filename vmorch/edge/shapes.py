@@ -84,6 +84,7 @@ ENROLMENT = document(
 )
 CREDENTIALS = document("Credentials", credentials=STRING)
 ISSUED = record(body=record(host=STRING, certificate=STRING, authority=STRING, revoked=STRING), sig=STRING)
+REVOKED = record(body=record(revoked=STRING), sig=STRING)
 NEW_TOKEN = document(
     "NewToken", id=STRING, name=STRING, role=STRING, expires=nullable(TIME), token=STRING, position=POSITION
 )

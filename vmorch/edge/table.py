@@ -148,8 +148,8 @@ _HOSTS = (
           summary="Sign a host's own certificate; the answer is sealed by the control plane",
           body=hosts.CertificateRequest, answer=shapes.ISSUED),
     Route(method="GET", path="/v1/certificates/revoked", access="host or operator", handler=hosts.revoked,
-          summary="The certificates of hosts that are to be trusted no more, as a signed list (CRL)",
-          answer=shapes.document("Revoked", revoked=STRING)),
+          summary="The certificates of hosts that are to be trusted no more (a CRL), sealed by the control plane",
+          answer=shapes.REVOKED),
     *(
         Route(method="POST", path=f"/v1/hosts/{{ref}}/{verb}", access="admin", handler=hosts.on_host(verb),
               summary=f"{verb.capitalize()} a host", body=ARGUMENTS[verb], status=202, answer=shapes.ACCEPTED)

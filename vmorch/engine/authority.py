@@ -58,6 +58,11 @@ class Authority:
         self.lifetime = lifetime
 
     @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the authority's own certificate."""
+        return self._certificate.fingerprint(hashes.SHA256()).hex()
+
+    @property
     def certificate(self) -> str:
         """What hosts trust, as PEM."""
         return _pem(self._certificate)

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from vmorch.bus.bus import Bus, to_nobody, to_sending_host
 from vmorch.bus.credentials import ControlKeys, host_credentials
+from vmorch.core.aggregates import cluster as clusters
 from vmorch.core.aggregates import host as hosts
 from vmorch.core.aggregates.host import Host
 from vmorch.core.errors import Rejected
@@ -31,7 +32,7 @@ from vmorch.engine.upkeep import Upkeep
 from vmorch.engine.world import World
 from vmorch.log.interface import Log
 from vmorch.wire import subjects
-from vmorch.wire.certificates import Issued
+from vmorch.wire.certificates import Issued, Revoked
 from vmorch.wire.envelopes import seal
 
 Reached = Callable[[Position, float], Awaitable[bool]]
@@ -145,7 +146,8 @@ class Control(Handler):
     async def certify_host(self, id: HostId, csr: str) -> bytes:
         """A certificate for the key of an enrolled host's request, sealed for the host, which has proven who it is.
 
-        Raises Rejected `bad-csr`, `foreign-name`, `key-reused`, `too-many-certificates` or `no-such-host`.
+        Raises Rejected `bad-csr`, `foreign-name`, `key-reused`, `too-many-certificates`, `other-authority` or
+        `no-such-host`.
         """
         wish, authority = read_request(csr), self.identity.authority
         name = self._member(id).name
@@ -154,15 +156,22 @@ class Control(Handler):
             host, now = self._member(id), self.recorder.clock.now()
             asked = (wish.common_name, *wish.names)
             names = hosts.may_certify(host, wish.digest, asked, self.fleet.hosts.values(), now)
+            adopted = clusters.adopt_authority(self.fleet.cluster, authority.fingerprint)
             signed, pem = authority.issue(wish, names, now)
-            return [change(stream("host", id), hosts.certified(signed))], pem
+            return [
+                change(stream("host", id), hosts.certified(signed)),
+                *(change(clusters.STREAM, event) for event in adopted),
+            ], pem
 
         _, pem = await self.recorder.record(decide, lambda _: self.recorder.meta(actor=f"host:{name}"))
-        issued = Issued(host=id, certificate=pem, authority=authority.certificate, revoked=self.revoked())
+        issued = Issued(host=id, certificate=pem, authority=authority.certificate, revoked=self._revoked())
         return seal(issued, self.identity.keys.server)
 
-    def revoked(self) -> str:
-        """The signed list of the certificates that no host may trust any more, as PEM."""
+    def revoked(self) -> bytes:
+        """The list of the certificates that no host may trust any more, signed and sealed."""
+        return seal(Revoked(revoked=self._revoked()), self.identity.keys.server)
+
+    def _revoked(self) -> str:
         fleet, now = self.fleet, self.recorder.clock.now()
         found = [each for host in fleet.hosts.values() for each in host.revocations if each.expires > now]
         return self.identity.authority.revoked(found, fleet.position, now)

@@ -285,6 +285,16 @@ class Handler:
         accepted, _ = await self._simple(decide, caller, "set-policy", clusters.STREAM, wanted)
         return accepted
 
+    async def adopt_authority(self, fingerprint: str, *, instead: bool, actor: str) -> None:
+        """Hosts' certificates are signed by this authority. Raises Rejected `other-authority` if they are by another
+        one and it shall not be used `instead`."""
+
+        def decide() -> tuple[list[Change], None]:
+            events = clusters.adopt_authority(self.fleet.cluster, fingerprint, instead=instead)
+            return [change(clusters.STREAM, event) for event in events], None
+
+        await self.recorder.record(decide, lambda _: self.recorder.meta(actor=actor))
+
     def _secret(self, purpose: str, caller: Caller) -> str:
         """The same for a repeated request, so that an answer that got lost can be had again."""
         return self.secrets(f"{purpose}/{caller.actor}/{caller.request or self.ids()}")

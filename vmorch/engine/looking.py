@@ -17,6 +17,9 @@ from vmorch.wire.envelopes import Receipt
 
 LOOKING = 60.0
 """Seconds in which both ends of a passage must have been seen in a state that says whose the VM is."""
+UNSEEN = 15.0
+"""The same while one of them cannot be reached at all: it is then settled when that host is back, and nothing is lost
+by saying so early."""
 NEXT_LOOK, LATER_LOOK = 0.5, 3.0
 """Seconds before another look, first and at most."""
 
@@ -57,12 +60,13 @@ class Looking:
                 current = self.world.fleet.vms[vm.id].operations.get(operation.id)
                 if current is None or current.progress != operation.progress or current.outcome is not None:
                     return
-                left = since + limit - clock.monotonic()
-                if left <= 0:
-                    await record(partial(_end_looks, look.index))
-                    return
                 hosts = [self.world.fleet.hosts[each] for each in look.hosts]
                 here = [host for host in hosts if host.session is not None and host.agent == "connected"]
+                allowed = limit if len(here) == len(hosts) else UNSEEN
+                left = since + allowed - clock.monotonic()
+                if left <= 0:
+                    await record(partial(_end_looks, look.index, allowed))
+                    return
                 receipts = await asyncio.gather(*(self.orders.send(host, vm, packed, id, left) for host in here))
                 heard = len(here) == len(hosts) and all(
                     isinstance(receipt, Receipt) and receipt.accepted for receipt in receipts
@@ -70,8 +74,8 @@ class Looking:
                 await woken(moved, min(ASK_AGAIN if heard else RETRY, left))
 
 
-def _end_looks(index: int, vm: Vm, operation: Operation) -> tuple[Change, ...]:
-    ended = LooksEnded(operation=operation.id, index=index, why=f"not seen clearly within {LOOKING:g} s")
+def _end_looks(index: int, seconds: float, vm: Vm, operation: Operation) -> tuple[Change, ...]:
+    ended = LooksEnded(operation=operation.id, index=index, why=f"not seen clearly within {seconds:g} s")
     return (change(stream("vm", vm.id), ended),)
 
 

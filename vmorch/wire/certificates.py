@@ -1,4 +1,4 @@
-"""What a host is sent when its certificate is signed; sealed by the control plane like every other word to a host."""
+"""What hosts are told about certificates; sealed by the control plane like every other word to a host."""
 
 from msgspec import Struct
 
@@ -12,4 +12,11 @@ class Issued(Struct, frozen=True, kw_only=True):
     host: HostId
     certificate: str
     authority: str
+    revoked: str
+
+
+class Revoked(Struct, frozen=True, kw_only=True):
+    """The list of the certificates that are to be trusted no more, in PEM. Sealed too, although the authority signed
+    it: so a host knows a new authority from a forger."""
+
     revoked: str

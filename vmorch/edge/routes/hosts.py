@@ -108,7 +108,7 @@ async def certify_host(call: Call) -> Response:
 
 
 async def revoked(call: Call) -> Response:
-    return answers.document("Revoked", {"revoked": call.services.control.revoked()})
+    return Response(call.services.control.revoked(), media_type="application/json")
 
 
 def on_host(verb: HostVerb) -> Handler:
