@@ -132,6 +132,8 @@ class OperationResource(Struct, frozen=True, kw_only=True):
     started_at: datetime
     ended_at: datetime | None
     blockers: tuple[str, ...] = ()
+    pause: float | None = None
+    """Seconds that the guest stood still while it was carried to another host."""
     pace: PaceResource | None = None
 
 
@@ -384,6 +386,7 @@ def operation_resource(
         started_at=operation.started_at,
         ended_at=operation.ended_at,
         blockers=progress.failed.blockers if progress.failed else (),
+        pause=operation.pause,
         pace=None if sample is None or operation.outcome is not None else pace_resource(sample),
     )
 
