@@ -75,6 +75,7 @@ FOREIGN = {
     "cordon": "vmorch host cordon HOST",
     "uncordon": "vmorch host uncordon HOST",
     "evacuate": "vmorch host drain HOST",
+    "maintenance": "vmorch host maintenance HOST...",
     "apply": "vmorch plan apply PLAN",
     "nodeinfo": "vmorch host describe HOST",
     "monitor": "vmorch event tail",

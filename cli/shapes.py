@@ -240,6 +240,7 @@ class Host(Struct, frozen=True):
     certificate: Certificate | None = None
     version: int = 0
     drain: str | None = None
+    maintenance: str | None = None
 
 
 class Policy(Struct, frozen=True):

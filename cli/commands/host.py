@@ -31,6 +31,9 @@ host = Group(
         "uncordon": Entry(f"{_HERE}:uncordon", "Place VMs on a host again", "Change"),
         "drain": Entry("cli.commands.host_drain:drain", "Move every VM away from hosts", "Change"),
         "activate": Entry("cli.commands.host_drain:activate", "Return a host to service", "Change"),
+        "maintenance": Entry(
+            "cli.commands.host_maintenance:maintenance", "Take hosts out of service for work, and back", "Change"
+        ),
         "label": Entry(f"{_HERE}:label", "Set or remove a host's labels", "Change"),
         "overcommit": Entry(f"{_HERE}:overcommit", "Set how much more than it has it may promise", "Change"),
         "retire": Entry(f"{_HERE}:retire", "Take an empty host out of the cluster", "Change"),
@@ -61,6 +64,7 @@ _STYLES = {
     "active": "good",
     "cordoned": "warn",
     "draining": "warn",
+    "maintenance": "warn",
     "unreachable": "bad",
     "retired": "dim",
     "invited": "dim",
@@ -183,6 +187,8 @@ def _facts(found: Host, at: datetime, session: Session) -> list[tuple[str, str]]
     ]
     if found.drain is not None:
         rows.append(("Drain", f"{found.drain} is under way"))
+    if found.maintenance is not None:
+        rows.append(("Maintenance", f"{found.maintenance} is under way"))
     if found.cordoned is not None:
         rows.append(("Cordoned", found.cordoned or "no reason given"))
     if found.facts is not None:

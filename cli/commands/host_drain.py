@@ -17,7 +17,7 @@ from cli.verbs import DURATION, change_options, verb
 ON_BLOCKED = click.Choice(("abort", "skip", "stop"))
 
 
-def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     from cli.completion import names
 
     return names(ctx, "hosts", incomplete)
@@ -34,7 +34,7 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
     " a VM cannot be moved, unless --on-blocked says what shall become of it: with skip the rest moves, with stop it"
     " is shut down, with abort even a move that fails later ends the drain. Exit 9: some VMs did not go.",
 )
-@click.argument("hosts", metavar="HOST...", nargs=-1, required=True, shell_complete=_complete)
+@click.argument("hosts", metavar="HOST...", nargs=-1, required=True, shell_complete=complete)
 @click.option("--plan", "only_plan", is_flag=True, help="Store the plan and show it, begin nothing (exit 10).")
 @click.option("--deadline", type=DURATION, help="End it after this time in any case.")
 @click.option("--max-parallel", type=click.IntRange(1, 1000), metavar="N", help="At most N VMs at once.")
@@ -47,7 +47,7 @@ def drain(
 ) -> None:
     if not only_plan:
         session.demand_reason()
-    body: dict[str, Any] = {"hosts": _chosen(session, hosts), "start": not only_plan}
+    body: dict[str, Any] = {"hosts": chosen(session, hosts), "start": not only_plan}
     for field in ("deadline", "max_parallel", "on_blocked"):
         if given[field] is not None:
             body[field] = given[field]
@@ -69,7 +69,7 @@ def drain(
     help="Return a host to service: it takes VMs again. Nothing moves back by itself; --bring-back moves those back"
     " that its last drain moved away and that are still where it left them.",
 )
-@click.argument("name", metavar="HOST", shell_complete=_complete)
+@click.argument("name", metavar="HOST", shell_complete=complete)
 @click.option("--bring-back", is_flag=True, help="Move its VMs back.")
 @change_options(plans=False)
 @click.pass_obj
@@ -115,7 +115,7 @@ def show_begun(session: Session, id: str, body: bytes) -> None:
     session.terminal.note(f"hint: vmorch drain watch {id}")
 
 
-def _chosen(session: Session, patterns: tuple[str, ...]) -> list[str]:
+def chosen(session: Session, patterns: tuple[str, ...]) -> list[str]:
     """The hosts meant by names and globs, each once. Raises Problem `no-such-host` for a glob that matches none."""
     meant: dict[str, None] = {}
     for pattern in patterns:

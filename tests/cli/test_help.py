@@ -35,6 +35,7 @@ def test_the_tree_is_whole() -> None:
         vm create list describe start stop reboot pause resume delete rename label resize
         host enroll list describe cordon uncordon drain activate label overcommit retire
         drain list describe watch cancel
+        host maintenance
         plan list describe apply discard
         budget list describe create delete
         image add list describe remove

@@ -149,6 +149,39 @@ async def test_an_activated_host_takes_vms_again(api: Api) -> None:  # noqa: F81
         assert (again.status_code, again.json()["code"]) == (409, "already-so")
 
 
+async def test_a_maintenance_is_foreseen_begun_shown_and_cancelled(api: Api) -> None:  # noqa: F811
+    await two_hosts(api)
+    async with api.client() as client:
+        body = {"hosts": ["hv-1", "hv-2"], "at_once": 2}
+        plan = (await client.post("/v1/maintenances?dryRun=true", json=body)).json()
+        assert [group["hosts"] for group in plan["groups"]] == [["hv-1", "hv-2"]]
+        assert (await client.get("/v1/maintenances")).json()["items"] == []
+        id = (await client.post("/v1/maintenances", json={"hosts": ["hv-1"]})).json()["subject"]
+        driving = asyncio.create_task(api.control.reconcile.run())
+        try:
+            phases = []
+            async with client.stream("GET", f"/v1/maintenances/{id}/watch") as stream_:
+                async for event, found, _ in sse(stream_.aiter_lines()):
+                    assert event == "maintenance"
+                    phases.append(found["hosts"][0]["phase"])
+                    if phases[-1] == "preparing":
+                        break
+            assert (await client.get("/v1/hosts/hv-1")).json()["item"]["state"] == "maintenance"
+            shown = (await client.get(f"/v1/maintenances/{id}")).json()["item"]
+            assert shown["hosts"][0]["waits_for"].startswith("hv-1")
+            refused = await client.post("/v1/hosts/hv-1/maintenance-done")
+            assert (refused.status_code, refused.json()["code"]) == (409, "not-open")
+            again = await client.post("/v1/drains", json={"hosts": ["hv-1"], "start": True})
+            assert (again.status_code, again.json()["code"]) == (409, "in-maintenance")
+            assert (await client.post(f"/v1/maintenances/{id}/cancel", json={})).status_code == 202
+            listed = (await client.get("/v1/maintenances?active=true")).json()["items"]
+            assert [(each["id"], each["state"]) for each in listed] == [(id, "cancelling")]
+            names = [check["check"] for check in (await client.get("/v1/doctor")).json()["items"]]
+            assert f"maintenance {id}" in names
+        finally:
+            driving.cancel()
+
+
 async def test_only_admins_drain_and_a_drain_of_nothing_is_refused(api: Api) -> None:  # noqa: F811
     async with api.client("operator") as client:
         assert (await client.post("/v1/drains", json={"hosts": ["hv-1"]})).status_code == 403

@@ -4,7 +4,7 @@ Must not read or write anything; `apply` is the only way in and takes facts in l
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TypeVar
 
@@ -16,6 +16,7 @@ from vmorch.core.aggregates.cluster import Cluster, ClusterEvent
 from vmorch.core.aggregates.drain import Drain, DrainEvent, MoveBegun
 from vmorch.core.aggregates.host import Host, HostCertified, HostEnrolled, HostEvent, HostInvited, HostRetired
 from vmorch.core.aggregates.image import Image, ImageAdded, ImageEvent, ImageRemoved
+from vmorch.core.aggregates.maintenance import AWAY, SETTLED, Maintenance, MaintenanceEvent
 from vmorch.core.aggregates.token import Token, TokenCreated, TokenEvent, TokenRevoked
 from vmorch.core.aggregates.vm import Operation, Vm, VmCreated, VmDeleted, VmEvent
 from vmorch.core.codec import Fact, unpack_event
@@ -32,9 +33,11 @@ KEPT_DELETED = 1000
 """How many deleted VMs the state remembers, so that it does not grow with the length of the log."""
 
 KEPT_DRAINS = 100
-"""How many drains that are over the state remembers; the log has all, and the read model their ledgers."""
+"""How many drains, and how many maintenances, that are over the state remembers; the log has all."""
 
 T = TypeVar("T", Vm, Host, Image, Token, Budget)
+K = TypeVar("K", bound=str)
+P = TypeVar("P", Drain, Maintenance)
 
 
 class Fleet:
@@ -51,11 +54,13 @@ class Fleet:
         self.budgets: dict[str, Budget] = {}
         self.drains: dict[DrainId, Drain] = {}
         self.causes: dict[OperationId, DrainId] = {}
+        self.maintenances: dict[str, Maintenance] = {}
         self.cluster = Cluster()
         self.versions: dict[Stream, int] = {}
         self.operations: dict[OperationId, VmId] = {}
         self._deleted: deque[VmId] = deque()
         self._over: deque[DrainId] = deque()
+        self._through: deque[str] = deque()
 
     def apply(self, fact: Fact) -> None:
         """Take the next fact. Facts of kinds that no aggregate knows only move the position on."""
@@ -74,6 +79,8 @@ class Fleet:
             self.tokens[id] = replace(event.apply(token, at), version=version)
         elif isinstance(event, DrainEvent):
             self._drain(DrainId(id), event, version, at)
+        elif isinstance(event, MaintenanceEvent):
+            self._maintenance(id, event, version, at)
         elif isinstance(event, BudgetEvent):
             budget = self.budgets.get(id) or Budget(id=id)
             self.budgets[id] = replace(event.apply(budget, at), version=version)
@@ -109,6 +116,15 @@ class Fleet:
                 del self.drains[gone]
                 self.causes = {operation: each for operation, each in self.causes.items() if each != gone}
 
+    def _maintenance(self, id: str, event: MaintenanceEvent, version: int, at: datetime) -> None:
+        before = self.maintenances.get(id) or Maintenance(id=id)
+        after = replace(event.apply(before, at), version=version)
+        self.maintenances[id] = after
+        if after.ended_at is not None and before.ended_at is None:
+            self._through.append(id)
+            if len(self._through) > KEPT_DRAINS:
+                del self.maintenances[self._through.popleft()]
+
     def skip(self, stream: Stream, version: int, position: Position, at: datetime) -> None:
         """Move on past an event without looking into it."""
         self.versions[stream] = version
@@ -126,9 +142,11 @@ class Fleet:
         other.vms, other.hosts = dict(self.vms), dict(self.hosts)
         other.images, other.tokens = dict(self.images), dict(self.tokens)
         other.budgets, other.drains, other.causes = dict(self.budgets), dict(self.drains), dict(self.causes)
+        other.maintenances = dict(self.maintenances)
         other.cluster = self.cluster
         other.versions, other.operations = dict(self.versions), dict(self.operations)
         other._deleted, other._over = deque(self._deleted), deque(self._over)
+        other._through = deque(self._through)
         return other
 
     def draining(self, host: HostId) -> DrainId | None:
@@ -137,6 +155,19 @@ class Fleet:
             if drain.running and drain.plan and drain.plan.purpose == "drain" and host in drain.plan.hosts:
                 return drain.id
         return None
+
+    def maintained(self, host: HostId) -> Maintenance | None:
+        """The maintenance under way that the host is a part of and not through with."""
+        for found in self.maintenances.values():
+            station = found.stations.get(host)
+            if found.running and station is not None and station.phase not in SETTLED:
+                return found
+        return None
+
+    def away(self, host: HostId) -> str | None:
+        """The maintenance in which the host is being worked on, so that it may be off."""
+        found = self.maintained(host)
+        return found.id if found is not None and found.stations[host].phase in AWAY else None
 
     def cause(self, operation: OperationId) -> str | None:
         """The undertaking that an operation belongs to: a drain, or the maintenance that the drain is a part of."""
@@ -172,19 +203,15 @@ class Fleet:
         """The budget of this name or id. Raises Rejected `no-such-budget`."""
         return _find("budget", name, [budget for budget in self.budgets.values() if not budget.deleted])
 
+    def find_maintenance(self, id: str) -> Maintenance:
+        """The maintenance with this id or unique part of it. Raises Rejected `no-such-maintenance` or
+        `ambiguous-name`."""
+        return _find_by_part("maintenance", id, self.maintenances, "vmorch host maintenance list")
+
     def find_drain(self, id: str) -> Drain:
         """The drain or plan with this id or unique part of it. Raises Rejected `no-such-drain` or `ambiguous-name`."""
-        exact = self.drains.get(DrainId(id))
-        if exact is not None:
-            return exact
-        # ids begin with the time: those made together differ at their ends
-        found = [each for each in self.drains.values() if each.id.startswith(id) or each.id.endswith(id)]
-        if len(id) < 4 or not found:
-            raise Rejected("no-such-drain", f"no drain or plan has the id {id}", hint="vmorch drain list")
-        if len(found) > 1:
-            ids = [each.id for each in found]
-            raise Rejected("ambiguous-name", f"{id!r} matches {len(found)} drains", facts={"ids": ids})
-        return found[0]
+        return _find_by_part("drain", id, self.drains, "vmorch drain list")
+
 
 
 def names_touched(fleet: Fleet, changes: Iterable[Change]) -> tuple[tuple[NameClaim, ...], tuple[NameClaim, ...]]:
@@ -247,6 +274,19 @@ def name_held(fleet: Fleet, stream: Stream) -> str:
 
 def _scope(stream: Stream) -> str:
     return split_stream(stream)[0]
+
+
+def _find_by_part(kind: str, id: str, among: Mapping[K, P], hint: str) -> P:
+    for known, each in among.items():
+        if known == id:
+            return each
+    # ids begin with the time: those made together differ at their ends
+    found = [known for known in among if known.startswith(id) or known.endswith(id)]
+    if len(id) < 4 or not found:
+        raise Rejected(f"no-such-{kind}", f"no {kind} has the id {id}", hint=hint)
+    if len(found) > 1:
+        raise Rejected("ambiguous-name", f"{id!r} matches {len(found)} of them", facts={"ids": list(found)})
+    return among[found[0]]
 
 
 def _find(kind: str, name: str, among: Iterable[T]) -> T:

@@ -145,8 +145,8 @@ class CertificateResource(Struct, frozen=True, kw_only=True):
 
 
 class HostResource(Struct, frozen=True, kw_only=True):
-    """A host as people see it. `state` is invited, active, cordoned, draining, unreachable or retired; `drain` is the
-    drain of the host that is under way."""
+    """A host as people see it. `state` is invited, active, cordoned, draining, maintenance, unreachable or retired;
+    `drain` and `maintenance` are what is under way with it."""
 
     id: str
     name: str
@@ -164,6 +164,7 @@ class HostResource(Struct, frozen=True, kw_only=True):
     certificate: CertificateResource | None
     version: int
     drain: str | None = None
+    maintenance: str | None = None
 
 
 class ClusterResource(Struct, frozen=True, kw_only=True):
@@ -399,9 +400,11 @@ def _step_state(operation: Operation, index: int) -> str:
 def host_resource(fleet: Fleet, host: Host) -> HostResource:
     """A host of the fleet."""
     state: str = host.agent
-    drain = fleet.draining(host.id)
+    drain, maintenance = fleet.draining(host.id), fleet.maintained(host.id)
     if host.retired:
         state = "retired"
+    elif fleet.away(host.id):
+        state = "maintenance"
     elif host.agent == "connected":
         state = "draining" if drain else "active" if host.cordoned is None else "cordoned"
     return HostResource(
@@ -425,6 +428,7 @@ def host_resource(fleet: Fleet, host: Host) -> HostResource:
         certificate=_certificate(host),
         version=host.version,
         drain=drain,
+        maintenance=None if maintenance is None else maintenance.id,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from vmorch.core.aggregates.budget import CreateBudget
 from vmorch.core.aggregates.drain import ActivateHost, ApplyPlan, Drain, PlanDrain
 from vmorch.core.aggregates.image import ImageAdded
+from vmorch.core.aggregates.maintenance import CancelMaintenance, Maintenance, StartMaintenance
 from vmorch.core.aggregates.token import Role
 from vmorch.core.aggregates.vm import VmCommand
 from vmorch.core.fleet import Fleet
@@ -17,6 +18,7 @@ from vmorch.core.ids import HostId, OperationId, Position, Stream
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.planning.admission import Admission
 from vmorch.core.planning.staleness import Touch
+from vmorch.core.planning.upkeep import Foresight
 from vmorch.engine.caller import Accepted, Caller
 from vmorch.engine.handle import PolicyChange, Tuning
 from vmorch.engine.telemetry import Samples
@@ -69,6 +71,22 @@ class Drains(Protocol):
     async def delete_budget(self, ref: str, caller: Caller) -> Accepted: ...
 
 
+class Upkeep(Protocol):
+    """What may be asked about maintenance."""
+
+    def foresee(self, command: StartMaintenance) -> Sequence[Foresight]:
+        """The groups that `start` would make now; nothing is recorded."""
+
+    async def start(self, command: StartMaintenance, caller: Caller) -> Accepted: ...
+
+    async def work_done(self, ref: str, caller: Caller) -> Accepted: ...
+
+    async def cancel(self, ref: str, command: CancelMaintenance, caller: Caller) -> Accepted: ...
+
+    async def past(self, id: str) -> Maintenance | None:
+        """A maintenance that the live state no longer remembers."""
+
+
 class Control(Protocol):
     """The commands of the control plane and its live state."""
 
@@ -97,6 +115,10 @@ class Control(Protocol):
     @property
     def drains(self) -> Drains:
         """Drains, plans and budgets."""
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """Maintenances."""
 
     async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
         """The host's one-time token and when it expires."""

@@ -6,6 +6,8 @@ Must not restate a field of a resource: those come from its struct.
 from collections.abc import Mapping
 from typing import Any
 
+from vmorch.core.maintenance_resources import GroupResource
+
 Schema = Mapping[str, Any]
 
 REFERENCE = "#/components/schemas/{name}"
@@ -67,6 +69,8 @@ PLAN = document(
     position=POSITION,
 )
 ACCEPTED_OR_PLAN: Schema = {"oneOf": [ACCEPTED, PLAN]}
+MAINTENANCE_PLAN = document("MaintenancePlan", groups=array(ref(GroupResource)), position=POSITION)
+ACCEPTED_OR_GROUPS: Schema = {"oneOf": [ACCEPTED, MAINTENANCE_PLAN]}
 INVITATION = document("Invitation", host=STRING, name=STRING, token=STRING, expires=TIME, position=POSITION)
 ENROLMENT = document(
     "Enrolment",

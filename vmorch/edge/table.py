@@ -7,7 +7,9 @@ from typing import get_args
 
 from vmorch.core.aggregates.budget import CreateBudget
 from vmorch.core.aggregates.drain import ActivateHost, ApplyPlan, PlanDrain
+from vmorch.core.aggregates.maintenance import CancelMaintenance, StartMaintenance
 from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResource
+from vmorch.core.maintenance_resources import MaintenanceResource
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.resources import (
     ClusterResource,
@@ -29,6 +31,7 @@ from vmorch.edge.routes import (
     events,
     hosts,
     images,
+    maintenance,
     operations,
     tokens,
     vms,
@@ -56,10 +59,11 @@ _OF_OPERATIONS = (
     _ACTOR,
     Parameter(name="active", about="true: those that run; false: those that are over", schema=BOOLEAN),
 )
+_RUNNING = Parameter(name="active", about="true: those under way", schema=BOOLEAN)
 _OF_DRAINS = (
     _STATE,
     _ACTOR,
-    Parameter(name="active", about="true: those under way", schema=BOOLEAN),
+    _RUNNING,
     Parameter(name="started", about="false: plans that were not carried out", schema=BOOLEAN),
 )
 _OF_EVENTS = (
@@ -153,6 +157,8 @@ _HOSTS = (
     ),
     Route(method="POST", path="/v1/hosts/{ref}/activate", access="admin", handler=drains.activate_host,
           summary=ActivateHost.summary, body=ActivateHost, status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/hosts/{ref}/maintenance-done", access="admin", handler=maintenance.work_done,
+          summary="Say that the work on a host in maintenance is done", status=202, answer=shapes.ACCEPTED),
     Route(method="POST", path="/v1/hosts/{ref}/{verb}", access="admin", handler=hosts.no_such_verb,
           summary="", listed=False),
 )  # fmt: skip
@@ -173,6 +179,22 @@ _DRAINS = (
           summary="Give a plan up", status=202, answer=shapes.ACCEPTED),
     Route(method="POST", path="/v1/drains/{id}/cancel", access="admin", handler=drains.cancel_drain,
           summary="End a drain and take back what is under way", status=202, answer=shapes.ACCEPTED),
+)  # fmt: skip
+
+_MAINTENANCES = (
+    Route(method="GET", path="/v1/maintenances", access="viewer", handler=maintenance.list_maintenances,
+          summary="List maintenances, newest first", parameters=(_RUNNING, *_PAGING),
+          answer=listing("Maintenance", MaintenanceResource)),
+    Route(method="GET", path="/v1/maintenances/{id}", access="viewer", handler=maintenance.show_maintenance,
+          summary="Describe a maintenance, host by host", parameters=(_MIN,),
+          answer=single("Maintenance", MaintenanceResource)),
+    Route(method="GET", path="/v1/maintenances/{id}/watch", access="viewer", handler=maintenance.watch_maintenance,
+          summary="Watch a maintenance to its end", media_type=SSE, answer=STRING),
+    Route(method="POST", path="/v1/maintenances", access="admin", handler=maintenance.start_maintenance,
+          summary=StartMaintenance.summary, parameters=(_DRY_RUN,), body=StartMaintenance, status=202,
+          answer=shapes.ACCEPTED_OR_GROUPS),
+    Route(method="POST", path="/v1/maintenances/{id}/cancel", access="admin", handler=maintenance.cancel_maintenance,
+          summary=CancelMaintenance.summary, body=CancelMaintenance, status=202, answer=shapes.ACCEPTED),
 )  # fmt: skip
 
 _BUDGETS = (
@@ -245,6 +267,7 @@ ROUTES: tuple[Route, ...] = (
     *_OPERATIONS,
     *_HOSTS,
     *_DRAINS,
+    *_MAINTENANCES,
     *_BUDGETS,
     *_IMAGES,
     *_EVENTS,

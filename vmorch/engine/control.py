@@ -20,6 +20,7 @@ from vmorch.core.operation import Change, change
 from vmorch.engine.authority import Authority, read_request
 from vmorch.engine.drains import Drains
 from vmorch.engine.effects import Clock, Ids, Secrets
+from vmorch.engine.errands import Errands
 from vmorch.engine.handle import Handler
 from vmorch.engine.liveness import Liveness
 from vmorch.engine.operations import Operations
@@ -27,6 +28,7 @@ from vmorch.engine.reconcile import Reconcile
 from vmorch.engine.recorder import Recorder
 from vmorch.engine.reports import Reports
 from vmorch.engine.telemetry import Samples
+from vmorch.engine.upkeep import Upkeep
 from vmorch.engine.world import World
 from vmorch.log.interface import Log
 from vmorch.wire import subjects
@@ -76,8 +78,10 @@ class Control(Handler):
         self.operations = Operations(self.recorder, bus, cluster, keys.server, log.incarnation)
         self.reports = Reports(self.recorder, cluster, keys.server, log.incarnation, self._renewed)
         self.liveness = Liveness(self.recorder, bus)
+        self.errands = Errands(self.recorder, self.operations.orders)
         self.reconcile = Reconcile(self.recorder, ids)
         self.drains = Drains(self.recorder, ids)
+        self.upkeep = Upkeep(self.recorder, ids)
         self.samples = Samples(self.world.fleet)
         self._leading = False
         self._serving = False
@@ -105,6 +109,7 @@ class Control(Handler):
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.operations.run(), name="operations")
                 group.create_task(self.liveness.run(), name="liveness")
+                group.create_task(self.errands.run(), name="errands")
                 group.create_task(self.reconcile.run(), name="reconcile")
         finally:
             self._leading = False

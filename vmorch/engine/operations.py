@@ -24,7 +24,7 @@ from vmorch.core.errors import Rejected
 from vmorch.core.ids import OperationId, VmId, split_stream, stream
 from vmorch.core.operation import Change, Finish, Look, Send, Settle, Withdraw, change, next_action
 from vmorch.engine.looking import Decide, Looking, judged, woken
-from vmorch.engine.orders import ASK_AGAIN, GRACE, RETRY, Orders
+from vmorch.engine.orders import ASK_AGAIN, FINAL_REFUSALS, GRACE, RETRY, Orders
 from vmorch.engine.recorder import Recorder
 from vmorch.engine.reports import OrderRef, order_id
 from vmorch.log.errors import LogError
@@ -38,8 +38,6 @@ WITHDRAWAL = 30.0
 JUDGE_AFTER = 20.0
 """Seconds that the host of a judged step may be unreachable until its answer is waited for no longer: what became of
 the step is seen at its two ends anyway."""
-FINAL_REFUSALS = frozenset({"stale-epoch", "stale-incarnation", "identity-changed", "unknown-command"})
-"""Receipts that trying again cannot change."""
 
 
 class Operations:

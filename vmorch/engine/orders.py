@@ -20,7 +20,8 @@ RETRY = 0.5
 """Seconds between tries while host, bus or log are away."""
 GRACE = 15.0
 """Seconds beyond a step's own deadline: the agent gives up by itself first and says so."""
-
+FINAL_REFUSALS = frozenset({"stale-epoch", "stale-incarnation", "identity-changed", "unknown-command"})
+"""Receipts that trying again cannot change."""
 
 
 class Orders:
@@ -32,15 +33,15 @@ class Orders:
         self.signer = signer
         self.incarnation = incarnation
 
-    async def send(self, host: Host, vm: Vm, packed: Packed, id: CommandId, left: float) -> Receipt | str:
-        """Have an order accepted that must be over `left` seconds from now."""
+    async def send(self, host: Host, vm: Vm | None, packed: Packed, id: CommandId, left: float) -> Receipt | str:
+        """Have an order accepted that must be over `left` seconds from now. Without a VM it has no epoch to heed."""
         assert host.session is not None
         order = Order(
             id=id,
             host=host.id,
             session=host.session,
             incarnation=self.incarnation,
-            epoch=vm.epoch,
+            epoch=0 if vm is None else vm.epoch,
             deadline=max(1.0, left - GRACE),
             command=packed,
         )

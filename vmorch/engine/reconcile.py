@@ -15,7 +15,7 @@ from vmorch.core.codec import Fact
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import OperationId
 from vmorch.core.operation import Change
-from vmorch.core.planning import draining, mending
+from vmorch.core.planning import draining, maintaining, mending
 from vmorch.core.planning.acts import Act, Answer, Later, Policy
 from vmorch.engine.effects import Ids
 from vmorch.engine.recorder import Recorder
@@ -30,7 +30,7 @@ GATHER = 0.05
 REST = 1.0
 """Seconds until an act is tried again that was refused."""
 
-POLICIES: tuple[Policy, ...] = (mending.mend, draining.policy)
+POLICIES: tuple[Policy, ...] = (mending.mend, draining.policy, maintaining.policy)
 """Everything that is done without being asked for, in the order in which it is looked at."""
 
 

@@ -139,7 +139,7 @@ class Recorder:
         said: Said = {}
         for each in changes:
             event = unpack_event(each.event)
-            said.setdefault(each.stream, []).append((event, self._about(event, meta)))
+            said.setdefault(each.stream, []).append((event, self._about(each.stream, event, meta)))
         claims, releases = names_touched(fleet, changes)
         streams = tuple(
             StreamAppend(
@@ -152,8 +152,11 @@ class Recorder:
         request = meta.request if claim else None
         return Append(streams=streams, claims=claims, releases=releases, request=request), said
 
-    def _about(self, event: Event, meta: Meta) -> Meta:
-        """What belongs to an operation of a drain says so, whoever told of it."""
+    def _about(self, at: Stream, event: Event, meta: Meta) -> Meta:
+        """What belongs to a maintenance, or to an operation of a drain, says so, whoever told of it."""
+        kind, id = split_stream(at)
+        if kind == "maintenance":
+            return meta if meta.correlation else msgspec.structs.replace(meta, correlation=id)
         operation = event.operation if isinstance(event, OperationEvent) else meta.operation
         cause = None if operation is None else self.world.fleet.cause(operation)
         return meta if cause is None else msgspec.structs.replace(meta, operation=operation, correlation=cause)

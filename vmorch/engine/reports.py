@@ -29,6 +29,7 @@ from vmorch.core.fleet import Fleet
 from vmorch.core.hostcommands import Done, Failed, Observed
 from vmorch.core.ids import CommandId, HostId, OperationId, Position, VmId, stream
 from vmorch.core.operation import Change, change
+from vmorch.core.planning import errands
 from vmorch.engine.recorder import Recorder
 from vmorch.log.errors import LogError
 from vmorch.wire import subjects
@@ -157,7 +158,7 @@ def _answered(seen: Sightings, host: Host, item: Answered) -> list[Change]:
     ref = parse_order_id(item.id)
     place = None if ref is None else seen.fleet.operation(ref.operation)
     if ref is None or place is None:
-        return []
+        return errands.answered(seen.fleet, host.id, item.id, item.answer)
     vm = seen.vm(place[0].id)
     operation = None if vm is None else vm.operations.get(ref.operation)
     if vm is None or operation is None or ref.index >= len(operation.steps):

@@ -11,6 +11,7 @@ import msgspec
 from vmorch.core.aggregates.drain import DrainEvent
 from vmorch.core.aggregates.host import HostEvent
 from vmorch.core.aggregates.image import ImageEvent
+from vmorch.core.aggregates.maintenance import MaintenanceEvent
 from vmorch.core.aggregates.token import TokenEvent
 from vmorch.core.aggregates.vm import OperationEvent, OperationStarted, VmEvent
 from vmorch.core.codec import Fact
@@ -57,6 +58,9 @@ class Rows:
                 self._image(ImageId(id))
             case DrainEvent():
                 self._drain(DrainId(id))
+            case MaintenanceEvent():
+                hosts = self.fleet.maintenances[id].hosts if id in self.fleet.maintenances else ()
+                self._dirty |= {("hosts", host) for host in hosts if host in self.fleet.hosts}
             case TokenEvent():
                 self._dirty.add(("tokens", id))
             case _:

@@ -86,12 +86,22 @@ def stale(id: DrainId, touches: Sequence[Touch]) -> Rejected:
 
 
 def start(
-    fleet: Fleet, id: DrainId, plan: DrainPlan, options: DrainOptions, who: Who, now: datetime
+    fleet: Fleet,
+    id: DrainId,
+    plan: DrainPlan,
+    options: DrainOptions,
+    who: Who,
+    now: datetime,
+    within: str | None = None,
 ) -> tuple[Change, ...]:
-    """What begins a plan: all its hosts are closed with the same append, before anything moves. Raises Rejected
-    `draining` if one of them is being drained already, `drain-blocked` if nothing shall begin."""
+    """What begins a plan: all its hosts are closed with the same append, before anything moves. `within` names the
+    maintenance that it is a part of.
+
+    Raises Rejected `draining` or `in-maintenance` if that holds for one of them already, `drain-blocked` if nothing
+    shall begin.
+    """
     for host in plan.hosts:
-        check_idle(fleet, fleet.hosts[host])
+        check_idle(fleet, fleet.hosts[host], within)
     if plan.blocked and options.on_blocked in ("refuse", "abort"):
         names = {each.name: [cause.text() for cause in each.causes] for each in plan.blocked[:NAMED]}
         count = "1 VM" if len(plan.blocked) == 1 else f"{len(plan.blocked)} VMs"
@@ -130,7 +140,7 @@ def admit_activate(
 ) -> tuple[Change, ...]:
     """What returns a host to service, and with `bring_back` begins the return of what its last drain moved away.
 
-    Raises Rejected `draining` while it is being drained, `already-so`, `nothing-to-bring-back`.
+    Raises Rejected `draining`, `in-maintenance`, `already-so`, `nothing-to-bring-back`.
     """
     check_idle(fleet, host)
     opening = [] if host.cordoned is None else [change(stream("host", host.id), each) for each in hosts.uncordon(host)]
@@ -160,8 +170,18 @@ def last_drain(fleet: Fleet, host: HostId) -> Drain | None:
     return max(over, key=lambda drain: (drain.started_at is not None, drain.started_at, drain.id), default=None)
 
 
-def check_idle(fleet: Fleet, host: Host) -> None:
-    """Raises Rejected `draining` while a drain of the host, or a return to it, is under way."""
+def check_idle(fleet: Fleet, host: Host, within: str | None = None) -> None:
+    """Raises Rejected `draining` while a drain of the host, or a return to it, is under way, and `in-maintenance` while
+    a maintenance of it is that is not `within`."""
+    maintenance = fleet.maintained(host.id)
+    if maintenance is not None and maintenance.id != within:
+        phase = maintenance.stations[host.id].phase
+        raise Rejected(
+            "in-maintenance",
+            f"{host.name} is {phase} in maintenance {maintenance.id}",
+            hint=f"vmorch host maintenance describe {maintenance.id}, or cancel it",
+            facts={"maintenance": maintenance.id},
+        )
     for drain in fleet.drains.values():
         if drain.running and drain.plan is not None and host.id in drain.plan.hosts:
             word = "drained" if drain.plan.purpose == "drain" else "filled again"

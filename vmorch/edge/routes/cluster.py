@@ -10,6 +10,8 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from vmorch.core.fleet import Fleet
+from vmorch.core.planning.draining import draining
+from vmorch.core.planning.maintaining import maintaining
 from vmorch.core.resources import cluster_resource, host_resource, vm_resource
 from vmorch.edge import answers, requests
 from vmorch.edge.calls import Call, Services
@@ -93,6 +95,7 @@ async def doctor(call: Call) -> Response:
         *_hosts(fleet),
         *_certificates(fleet, services.now()),
         *_vms(fleet),
+        *_undertakings(fleet, services.now()),
         _images(services),
         *_tokens(call),
     ]
@@ -135,6 +138,8 @@ def _hosts(fleet: Fleet) -> list[Check]:
     for host in fleet.hosts.values():
         seen = host_resource(fleet, host)
         since = f" since {host.since:%Y-%m-%d %H:%M:%S} UTC" if host.since else ""
+        if seen.state == "maintenance":
+            continue  # it may be off; whoever works on it knows
         if seen.state == "unreachable":
             hint = f"on {host.name}: systemctl status vmorch-agent"
             found.append(Check(check=f"host {host.name}", state="fail", detail=f"silent{since}", hint=hint))
@@ -185,6 +190,24 @@ def _vms(fleet: Fleet) -> list[Check]:
         if vm.active is None and vm.power in ("absent", "crashed") and vm.created_at is not None:
             detail = f"{vm.power}: {vm.power_reason}" if vm.power_reason else str(vm.power)
             found.append(Check(check=f"vm {vm.name}", state="fail", detail=detail, hint=hint))
+    return found
+
+
+def _undertakings(fleet: Fleet, now: datetime) -> list[Check]:
+    """Drains and maintenances that wait for what nobody but an operator may change."""
+    found = []
+    for drain in fleet.drains.values():
+        waits = draining(fleet, drain, now).waits if drain.running else ()
+        stuck = [wait for wait in waits if wait.until is not None]
+        if stuck:
+            detail = f"{stuck[0].name} waits for {stuck[0].on}" + (f", and {len(stuck) - 1} more" if stuck[1:] else "")
+            hint = f"vmorch drain describe {drain.id}"
+            found.append(Check(check=f"drain {drain.id}", state="warn", detail=detail, hint=hint))
+    for maintenance in fleet.maintenances.values():
+        for each in maintaining(fleet, maintenance, now).waits if maintenance.running else ():
+            hint = f"vmorch host maintenance describe {maintenance.id}"
+            detail = f"{fleet.hosts[each.host].name} waits for {each.on}"
+            found.append(Check(check=f"maintenance {maintenance.id}", state="ok", detail=detail, hint=hint))
     return found
 
 

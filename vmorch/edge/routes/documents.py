@@ -6,6 +6,7 @@ from starlette.responses import Response
 from vmorch.core.codes import CODES
 from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResource
 from vmorch.core.errors import Rejected
+from vmorch.core.maintenance_resources import GroupResource, MaintenanceResource
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS
 from vmorch.core.resources import (
     ClusterResource,
@@ -30,6 +31,8 @@ RESOURCES: dict[str, type] = {
     "Drain": DrainResource,
     "DrainDetail": DrainDetail,
     "Budget": BudgetResource,
+    "Maintenance": MaintenanceResource,
+    "MaintenanceGroup": GroupResource,
 }
 
 
