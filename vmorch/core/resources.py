@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.aggregates.host import Capacity, Host
@@ -169,14 +169,10 @@ class HostResource(Struct, frozen=True, kw_only=True):
     maintenance: str | None = None
 
 
-class PolicyResource(Policy, frozen=True, kw_only=True, omit_defaults=False):
-    """The policy with every field, also those that nobody set."""
-
-
 class ClusterResource(Struct, frozen=True, kw_only=True):
     """What holds for the whole cluster, as its admins set it."""
 
-    policy: PolicyResource
+    policy: Policy
     version: int
 
 
@@ -450,7 +446,7 @@ def _certificate(host: Host) -> CertificateResource | None:
 
 def cluster_resource(fleet: Fleet) -> ClusterResource:
     """The cluster's policy."""
-    return ClusterResource(policy=PolicyResource(**asdict(fleet.cluster.policy)), version=fleet.cluster.version)
+    return ClusterResource(policy=fleet.cluster.policy, version=fleet.cluster.version)
 
 
 def image_resource(image: Image) -> ImageResource:
