@@ -70,7 +70,7 @@ class FetchImage(HostCommand, frozen=True, kw_only=True):
 
     label = "image"
     image: ImagePin
-    path: Annotated[str, Meta(pattern=r"^/v1/images/[0-9a-f]{64}/content$")]
+    path: Annotated[str, Meta(pattern=r"^/v1/images/[0-9a-f]{64}/content$(?!\n)")]
     """Where on the control plane's HTTP address the bytes are."""
 
     @property
