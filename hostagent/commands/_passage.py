@@ -53,16 +53,17 @@ def halted_for(connection: Any, command: MigrateDomain) -> int | None:
 
 
 class Meter:
-    """Takes samples of a domain's migration job until `close`. `gone` is set once there is no such job."""
+    """Takes samples of a domain's migration job until `close`. `gone` is set once there is no such job, unless it is
+    still `coming`."""
 
-    def __init__(self, domain: Any, queries: Any, command: MigrateDomain, scope: Scope) -> None:
+    def __init__(self, domain: Any, queries: Any, command: MigrateDomain, scope: Scope, *, coming: bool) -> None:
         self.gone = threading.Event()
         self.newest: Sample | None = None
-        self.first_elapsed = 0.0
         self._domain = domain
         self._queries = queries
         self._command = command
         self._scope = scope
+        self._coming = coming
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="vmorch-meter", daemon=True).start()
 
@@ -81,11 +82,11 @@ class Meter:
         self.gone.set()
 
     def _take(self, memory: int) -> bool:
-        """Whether there is a job."""
+        """Whether there is a job, or one to come."""
         stats = self._domain.jobStats()
         reason = halted_for(self._queries, self._command)
         if is_over(stats) or reason == libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED:
-            return False
+            return self._coming
         elapsed = stats.get(libvirt.VIR_DOMAIN_JOB_TIME_ELAPSED, 0) / 1000
         sample = sample_of(stats, elapsed=elapsed, memory=memory, postcopy=reason in _POSTCOPY)
         if not self._closed.is_set():

@@ -55,7 +55,7 @@ def _follow(command: MigrateDomain, host: Host, scope: Scope) -> None:
     way = _Way(command, host, running=seen.power == "running" or seen.reason in HALTED)
     with host.passages.under_way(command.vm), host.link.line() as line:
         leaving = line.lookupByUUIDString(command.vm)
-        meter = Meter(leaving, host.link.queries, command, scope)
+        meter = Meter(leaving, host.link.queries, command, scope, coming=False)
         try:
             ending = Watch(command, host, scope, leaving, way.passage, meter.gone).until_over(meter)
         finally:
@@ -123,7 +123,7 @@ def _carry(
         lambda: domain.migrateToURI3(way.route.uri, way.route.parameters, flags),
         lambda: host.passages.ended(command.vm),
     )
-    meter = Meter(domain, host.link.queries, command, scope)
+    meter = Meter(domain, host.link.queries, command, scope, coming=True)
     try:
         return call, Watch(command, host, scope, domain, way.passage, call.over).until_over(meter)
     finally:
