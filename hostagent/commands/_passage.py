@@ -109,6 +109,7 @@ class Watch:
         self._passage = passage
         self._over = over
         self._aborting: Call | None = None
+        self._cut = False
         self._switching: tuple[float, Call] | None = None
 
     def until_over(self, meter: Meter) -> Ending | None:
@@ -129,6 +130,12 @@ class Watch:
                 # new limits are given the time to show
                 tunings, track = tuned, replace(track, improved=sample.elapsed)
             track = follow(track, sample)
+            if sample.postcopy or self._is_switched_over():
+                # there is no way back for this guest, so nothing ends it but a line that stays dead
+                silent = self._silent(sample.elapsed - track.improved)
+                if silent is not None:
+                    return silent
+                continue
             ending = self._withdrawn() or self._steered(track, sample)
             if ending is not None and self._ended():
                 return ending
@@ -142,10 +149,6 @@ class Watch:
         return None
 
     def _steered(self, track: Track, sample: Sample) -> Ending | None:
-        if sample.postcopy:
-            if sample.elapsed - track.improved > SILENCE_SECONDS:
-                self._break_off()
-            return None
         what, why = steer(track, sample, self._passage)
         return self._switch(why) if what == "postcopy" else _stalled(what, why)
 
@@ -160,11 +163,18 @@ class Watch:
             return Rejected("migration-stalled", f"{why}; not switched over: {call.error.get_error_message()}")
         return Rejected("migration-stalled", f"{why}; not switched over") if now - since > SWITCH_SECONDS else None
 
-    def _break_off(self) -> None:
-        """Let a passage over a dead line fail, so that it can be taken up again."""
-        if self._aborting is None or self._aborting.over.is_set():
+    def _silent(self, seconds: float) -> Ending | None:
+        """Let the passage of a guest that gets no pages fail, so that it can be taken up again; give it up if it does
+        not even fail."""
+        if seconds > SILENCE_SECONDS and (self._aborting is None or self._aborting.over.is_set()):
             flags = libvirt.VIR_DOMAIN_ABORT_JOB_POSTCOPY
             self._aborting = Call(lambda: self._domain.abortJobFlags(flags))
+        if seconds > SILENCE_SECONDS + ABORT_SECONDS and not self._cut:
+            self._cut = True
+            _sockets.cut(self._command.vm, self._command.address)
+        if seconds > SILENCE_SECONDS + ABORT_SECONDS + CUT_SECONDS:
+            return Rejected("migration-failed", f"no page of the guest was asked for in {seconds:.0f} s")
+        return None
 
     def _ended(self) -> bool:
         """End the passage. False if it cannot be ended any more, because its guest was switched over."""

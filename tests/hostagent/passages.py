@@ -188,6 +188,7 @@ class PassageContract:
         going = Leaving(trip, replace(trip.endless, stall=3, slow_down=False))
         stalled = failed(going.end(), "migration-stalled")
         assert "no progress" in stalled.message
+        assert any(each.passes > 1 for each in going.samples)
         at_home(trip)
 
     def test_a_passage_is_given_up_when_its_time_is_over(self, trip: Trip) -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -26,7 +25,6 @@ from vmorch.core.hostcommands import (
     DefineDomain,
     DeleteDisk,
     Observed,
-    Passage,
     StartDomain,
     StopDomain,
     UndefineDomain,
@@ -67,8 +65,8 @@ class RealTrip:
 
     def ready(self) -> None:
         """It runs and has calmed down, and the other host holds nothing of it."""
-        seen = [each.observe(self.vm) for each in self.ends]
-        at = [index for index, each in enumerate(seen) if each.power == "running"]
+        left = [seen(each, self.vm) for each in self.ends]
+        at = [index for index, each in enumerate(left) if each.power == "running"]
         if len(at) != 1:
             self.boot()
             at = [0]
@@ -137,12 +135,4 @@ def domain_on(host: Host, vm: VmId) -> Iterator[Any]:
 
 def seen(host: RemoteHypervisor, vm: VmId) -> Observed:
     """What a host shows once nothing is under way on it any more."""
-    return until(lambda: None if (found := host.observe(vm)).moving else found)
-
-
-def tools_missing() -> str:
-    """Why no guest can travel here; empty if one can."""
-    return "" if shutil.which("apt-get") else "the guest's image is made of Debian packages"
-
-
-__all__ = ["Passage", "RealTrip", "domain_on", "seen", "tools_missing"]
+    return until(lambda: None if (found := host.observe(vm)).moving else found, 150)
