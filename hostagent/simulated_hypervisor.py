@@ -275,6 +275,8 @@ class SimulatedHypervisor:
                 return replace(answer, message=refused) if refused and isinstance(answer, Failed) else answer
             starved = fault is not None and fault.when == "starve"
             passage = Passage(command, total=domain.memory << 20, seconds=self._seconds(command), starved=starved)
+            # libvirt takes over a configuration that stands there, and leaves it if the guest does not come
+            passage.before = peer._host.domains.get(vm)
             self._passages[vm] = passage
             self._put(with_half(self._host, vm, replace(domain, moving=True)))
             peer._put(with_half(peer._host, vm, arriving(domain)))
@@ -298,19 +300,17 @@ class SimulatedHypervisor:
             except (Withdrawn, Expired):
                 # there is no way back for a guest that was switched over
                 if not passage.switched:
-                    self._stay(domain, peer, command.vm)
+                    self._stay(passage, domain, peer)
                     raise
                 time.sleep(STARVED_TICK)
-            broken = self._broken(passage, peer)
-            if broken is not None:
-                self._stay(domain, peer, command.vm)
-                return broken
+            if passage.broken.is_set() or not peer._here:
+                return self._break(passage, domain, peer)
             sample = passage.advance(time.monotonic() - began)
             scope.tell(sample)
             track = follow(track, sample)
             what, why = steer(track, sample, command.passage)
             if what == "abort":
-                self._stay(domain, peer, command.vm)
+                self._stay(passage, domain, peer)
                 return Failed(code="migration-stalled", message=why, observed=observe(self._host, command.vm))
             if what == "postcopy":
                 passage.switch_over()
@@ -354,8 +354,9 @@ class SimulatedHypervisor:
             return ""
         if peer is None or not peer._here:
             return f"unable to connect to server at {command.address}"
-        if command.vm in peer._host.domains:
-            return f"the destination has a domain {command.vm} already"
+        twin = peer._host.domains.get(command.vm)
+        if twin is not None and twin.active:
+            return f"domain {command.vm} is already active"
         left = [disk.name for disk in domain.found.disks if disk.storage == "local" and disk.name not in command.copy]
         if left:
             return f"disk {', '.join(left)} is on local storage and would stay behind"
@@ -363,11 +364,15 @@ class SimulatedHypervisor:
         lacking = [disk.name for disk in domain.found.disks if f"{disk.storage}/{disk.name}" not in there]
         return f"cannot access storage of {', '.join(lacking)}" if lacking else ""
 
-    def _broken(self, passage: Passage, peer: "SimulatedHypervisor") -> Failed | None:
-        """Why the passage cannot go on. Raises HypervisorLost."""
+    def _break(self, passage: Passage, domain: Domain, peer: "SimulatedHypervisor") -> Failed:
+        """End a passage whose host at one end went away, or that was broken off. Raises HypervisorLost."""
+        if passage.switched:
+            reason = "postcopy failed"
+            half = replace(domain, power="paused", reason=reason)
+            self._set_halves(half, peer, replace(domain, power="running", reason=reason), passage.command.vm)
+        else:
+            self._stay(passage, domain, peer)
         self._reachable()
-        if not passage.broken.is_set() and peer._here:
-            return None
         why = "operation aborted" if peer._here else "client socket is closed"
         return Failed(code="migration-failed", message=why, observed=observe(self._host, passage.command.vm))
 
@@ -375,8 +380,8 @@ class SimulatedHypervisor:
         halted = replace(domain, power="paused", reason="postcopy", moving=True)
         self._set_halves(halted, peer, replace(domain, power="running", reason="postcopy", moving=True), vm)
 
-    def _stay(self, domain: Domain, peer: "SimulatedHypervisor", vm: VmId) -> None:
-        self._set_halves(domain, peer, None, vm)
+    def _stay(self, passage: Passage, domain: Domain, peer: "SimulatedHypervisor") -> None:
+        self._set_halves(domain, peer, passage.before, passage.command.vm)
 
     def _set_halves(
         self, source: Domain | None, peer: "SimulatedHypervisor", destination: Domain | None, vm: VmId

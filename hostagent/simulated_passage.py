@@ -10,6 +10,7 @@ from typing import Literal
 from msgspec import Struct
 
 from vmorch.core.hostcommands import MigrateDomain, Sample, TuneMigration
+from vmorch.core.hypervisor import Domain
 from vmorch.core.migration import Cell
 
 TICKS = 10
@@ -35,6 +36,8 @@ class Passage:
         self.broken = threading.Event()
         """Set from outside to end it before its guest is switched over."""
         self.over = threading.Event()
+        self.before: Domain | None = None
+        """What the destination knew of the domain before."""
         self._total = total
         self._seconds = seconds
         self._starved = starved

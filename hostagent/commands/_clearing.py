@@ -5,12 +5,13 @@ from typing import Any
 
 import libvirt
 
-from hostagent.commands._domain import find, is_arriving, observe
+from hostagent.commands._domain import find, observe
 from hostagent.commands._errors import is_absent
 from hostagent.commands._host import Host
 from hostagent.hypervisor import Scope
 from hostagent.layout import RUN_RECORD, SERIAL_LOG, clean, is_clean
 from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import Observed
 from vmorch.core.ids import VmId
 
 _EVERYTHING_OF_IT = (
@@ -18,17 +19,20 @@ _EVERYTHING_OF_IT = (
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
     | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
 )
-_ARRIVAL_SECONDS = 10.0
-"""How long an arrival under way may go on to its own end, after which nothing is halted any more."""
+_PASSAGE_SECONDS = 10.0
+"""How long a passage under way may go on to its own end, after which perhaps nothing is halted any more."""
 _GONE_SECONDS = 20.0
 _LOOK_EVERY = 0.05
 
 
 def check_clearable(host: Host, vm: VmId) -> None:
-    """Raises Rejected `runs-here` or `not-ours`."""
+    """Raises Rejected `runs-here`, `not-ours`, or `busy` if a guest that runs elsewhere needs its memory from here."""
     domain = find(host, vm)
-    if domain is not None and observe(host, domain).power == "running":
+    seen = Observed(power="absent") if domain is None else observe(host, domain)
+    if seen.power == "running":
         raise Rejected("runs-here", f"the domain {vm} runs here")
+    if seen.reason == "postcopy":
+        raise Rejected("busy", f"the domain {vm} runs elsewhere already, and still needs its memory from here")
 
 
 def is_clear(host: Host, vm: VmId) -> bool:
@@ -38,7 +42,7 @@ def is_clear(host: Host, vm: VmId) -> bool:
 
 def clear(host: Host, vm: VmId, scope: Scope) -> None:
     """Make it so. Raises Rejected `runs-here`, `not-ours`, or `busy` if libvirt does not let go of the domain."""
-    _outwait_arrival(host, vm, scope)
+    _outwait_passage(host, vm, scope)
     check_clearable(host, vm)
     until = time.monotonic() + _GONE_SECONDS
     while (domain := find(host, vm)) is not None:
@@ -65,17 +69,12 @@ def forget(host: Host, vm: VmId) -> None:
     host.runs.forget(vm)
 
 
-def _outwait_arrival(host: Host, vm: VmId, scope: Scope) -> None:
-    until = time.monotonic() + _ARRIVAL_SECONDS
+def _outwait_passage(host: Host, vm: VmId, scope: Scope) -> None:
+    until = time.monotonic() + _PASSAGE_SECONDS
     while time.monotonic() < until:
         domain = find(host, vm)
-        try:
-            if domain is None or not is_arriving(host, domain, *domain.state()):
-                return
-        except libvirt.libvirtError as error:
-            if is_absent(error):
-                return
-            raise
+        if domain is None or not observe(host, domain).moving:
+            return
         scope.pause(_LOOK_EVERY)
 
 

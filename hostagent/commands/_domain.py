@@ -66,7 +66,13 @@ def find(host: Host, vm: VmId, connection: Any = None) -> Any | None:
         if _named(connection, vm) is not None:
             raise Rejected("not-ours", f"a domain named {vm} that vmorch did not make stands here")
         return None
-    if marker_of(host, domain) is None:
+    try:
+        marker = marker_of(host, domain)
+    except libvirt.libvirtError as error:
+        if is_absent(error):  # it went away in this moment
+            return None
+        raise
+    if marker is None:
         raise Rejected("not-ours", f"the domain {vm} was not made by this cluster's agent")
     return domain
 

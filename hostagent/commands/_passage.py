@@ -53,20 +53,17 @@ def halted_for(connection: Any, command: MigrateDomain) -> int | None:
 
 
 class Meter:
-    """Takes samples of a domain's migration job until `close`. With `begun` there is such a job now, and `gone` is set
-    once it is over; without, the call that makes it was only just asked for, and its own end tells."""
+    """Takes samples of a domain's migration job until `close`. `gone` is set once there is no such job, unless it is
+    still `coming`."""
 
-    def __init__(
-        self, domain: Any, queries: Any, command: MigrateDomain, scope: Scope, *, begun: bool
-    ) -> None:
+    def __init__(self, domain: Any, queries: Any, command: MigrateDomain, scope: Scope, *, coming: bool) -> None:
         self.gone = threading.Event()
         self.newest: Sample | None = None
-        self.first_elapsed = 0.0
         self._domain = domain
         self._queries = queries
         self._command = command
         self._scope = scope
-        self._begun = begun
+        self._coming = coming
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="vmorch-meter", daemon=True).start()
 
@@ -85,14 +82,11 @@ class Meter:
         self.gone.set()
 
     def _take(self, memory: int) -> bool:
-        """Whether there is a job, or will be one."""
+        """Whether there is a job, or one to come."""
         stats = self._domain.jobStats()
-        if is_over(stats) and not self._begun:
-            return True
-        self._begun = True
         reason = halted_for(self._queries, self._command)
         if is_over(stats) or reason == libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED:
-            return False
+            return self._coming
         elapsed = stats.get(libvirt.VIR_DOMAIN_JOB_TIME_ELAPSED, 0) / 1000
         sample = sample_of(stats, elapsed=elapsed, memory=memory, postcopy=reason in _POSTCOPY)
         if not self._closed.is_set():
@@ -115,6 +109,7 @@ class Watch:
         self._passage = passage
         self._over = over
         self._aborting: Call | None = None
+        self._cut = False
         self._switching: tuple[float, Call] | None = None
 
     def until_over(self, meter: Meter) -> Ending | None:
@@ -135,6 +130,12 @@ class Watch:
                 # new limits are given the time to show
                 tunings, track = tuned, replace(track, improved=sample.elapsed)
             track = follow(track, sample)
+            if sample.postcopy or self._is_switched_over():
+                # there is no way back for this guest, so nothing ends it but a line that stays dead
+                silent = self._silent(sample.elapsed - track.improved)
+                if silent is not None:
+                    return silent
+                continue
             ending = self._withdrawn() or self._steered(track, sample)
             if ending is not None and self._ended():
                 return ending
@@ -148,10 +149,6 @@ class Watch:
         return None
 
     def _steered(self, track: Track, sample: Sample) -> Ending | None:
-        if sample.postcopy:
-            if sample.elapsed - track.improved > SILENCE_SECONDS:
-                self._break_off()
-            return None
         what, why = steer(track, sample, self._passage)
         return self._switch(why) if what == "postcopy" else _stalled(what, why)
 
@@ -166,11 +163,18 @@ class Watch:
             return Rejected("migration-stalled", f"{why}; not switched over: {call.error.get_error_message()}")
         return Rejected("migration-stalled", f"{why}; not switched over") if now - since > SWITCH_SECONDS else None
 
-    def _break_off(self) -> None:
-        """Let a passage over a dead line fail, so that it can be taken up again."""
-        if self._aborting is None or self._aborting.over.is_set():
+    def _silent(self, seconds: float) -> Ending | None:
+        """Let the passage of a guest that gets no pages fail, so that it can be taken up again; give it up if it does
+        not even fail."""
+        if seconds > SILENCE_SECONDS and (self._aborting is None or self._aborting.over.is_set()):
             flags = libvirt.VIR_DOMAIN_ABORT_JOB_POSTCOPY
             self._aborting = Call(lambda: self._domain.abortJobFlags(flags))
+        if seconds > SILENCE_SECONDS + ABORT_SECONDS and not self._cut:
+            self._cut = True
+            _sockets.cut(self._command.vm, self._command.address)
+        if seconds > SILENCE_SECONDS + ABORT_SECONDS + CUT_SECONDS:
+            return Rejected("migration-failed", f"no page of the guest was asked for in {seconds:.0f} s")
+        return None
 
     def _ended(self) -> bool:
         """End the passage. False if it cannot be ended any more, because its guest was switched over."""

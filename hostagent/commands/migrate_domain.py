@@ -29,9 +29,12 @@ from vmorch.core.migration import HALTED
 
 CONNECT_SECONDS = 5.0
 """How long the destination's libvirt has to answer before anything is begun; a call to a dead host cannot be ended."""
-RECOVERIES, RECOVER_EVERY, RECOVER_SECONDS = 20, 3.0, 90.0
+RECOVERIES, RECOVER_EVERY, RECOVER_SECONDS = 30, 2.0, 90.0
 """How often, after how many seconds each, and for how long at most the passage of a guest that was switched over is
 taken up again when its line broke."""
+RECOVERIES_REFUSED = 3
+"""How often the destination may say that it has nothing to take up."""
+_REFUSED = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID})
 _ACTIVATES_PAUSED_GUESTS = 10_000_000
 """The QEMU from which on a guest that came halted can leave halted; older ones die of it."""
 
@@ -55,7 +58,7 @@ def _follow(command: MigrateDomain, host: Host, scope: Scope) -> None:
     way = _Way(command, host, running=seen.power == "running" or seen.reason in HALTED)
     with host.passages.under_way(command.vm), host.link.line() as line:
         leaving = line.lookupByUUIDString(command.vm)
-        meter = Meter(leaving, host.link.queries, command, scope, begun=True)
+        meter = Meter(leaving, host.link.queries, command, scope, coming=False)
         try:
             ending = Watch(command, host, scope, leaving, way.passage, meter.gone).until_over(meter)
         finally:
@@ -102,15 +105,20 @@ def _leave(command: MigrateDomain, host: Host, scope: Scope, domain: Any, way: _
     _check_answers(command, way.route.port, min(CONNECT_SECONDS, scope.remaining()))
     domain.migrateSetMaxDowntime(max(1, round(command.passage.max_downtime * 1000)))
     call, ending = _carry(command, host, scope, domain, way, way.route.flags)
-    call = _recover(command, host, scope, domain, way) or call
+    if call.over.is_set():
+        call = _recover(command, host, scope, domain, way) or call
     if not call.over.is_set():
         raise Rejected("migration-failed", f"{_reason(ending)}, but libvirt's call does not end")
     if call.error is None:
         return
     words = call.error.get_error_message() or str(call.error)
+    _log.info("passage ended with an error", vm=command.vm, error=words)
     # the words may be those of the destination's libvirt, so whether ours is away is asked of our own line
     if not _is_alive(domain):
         raise HypervisorLost(words)
+    if _reached(command, host):
+        # a passage that was taken up again may end while libvirt is still told to take it up
+        return
     raise ending or Rejected("migration-failed", words)
 
 
@@ -123,7 +131,7 @@ def _carry(
         lambda: domain.migrateToURI3(way.route.uri, way.route.parameters, flags),
         lambda: host.passages.ended(command.vm),
     )
-    meter = Meter(domain, host.link.queries, command, scope, begun=False)
+    meter = Meter(domain, host.link.queries, command, scope, coming=True)
     try:
         return call, Watch(command, host, scope, domain, way.passage, call.over).until_over(meter)
     finally:
@@ -133,19 +141,22 @@ def _carry(
 def _recover(command: MigrateDomain, host: Host, scope: Scope, domain: Any, way: _Way) -> Call | None:
     """Take up the passage of a guest that was switched over and whose line broke: half its memory is still here.
     The last call, None if there was nothing to take up."""
-    call, began = None, time.monotonic()
+    call, began, refused = None, time.monotonic(), 0
     flags = way.route.flags | libvirt.VIR_MIGRATE_POSTCOPY | libvirt.VIR_MIGRATE_POSTCOPY_RESUME
     for attempt in range(RECOVERIES):
         if halted_for(host.link.queries, command) != libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED:
             break
-        if time.monotonic() - began > RECOVER_SECONDS:
+        if time.monotonic() - began > RECOVER_SECONDS or refused == RECOVERIES_REFUSED:
             break
-        if attempt:
-            time.sleep(RECOVER_EVERY)
+        # not at once: the other end has to notice first
+        time.sleep(RECOVER_EVERY)
         _log.warning("taking up a broken passage again", vm=command.vm, attempt=attempt)
         with suppress(Rejected):
             _check_answers(command, way.route.port, CONNECT_SECONDS)
             call, _ = _carry(command, host, scope, domain, way, flags)
+            if not call.over.is_set():
+                break
+            refused += call.error is not None and call.error.get_error_code() in _REFUSED
     return call
 
 

@@ -164,7 +164,8 @@ def test_a_guest_that_a_migration_halted_runs_on_only_when_it_is_claimed(reason:
     after, answer = expect(host, ClaimDomain(vm=WEB, spec=domain.spec, run=True))
     assert observe(after, WEB).power == ("running" if reason == "migration" else "off")
     left, answer = expect(host, ClearDomain(vm=WEB))
-    assert WEB not in left.domains
+    # the other half needs the memory of this one
+    assert (WEB in left.domains) == isinstance(answer, Failed) == (reason == "postcopy")
 
 
 def test_a_claim_leaves_a_pause_of_the_users_own() -> None:

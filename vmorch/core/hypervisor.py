@@ -426,6 +426,8 @@ def _not_clearable(host: LibvirtHost, vm: VmId, domain: Domain | None) -> Failed
         return Failed(code="not-ours", message=f"a domain {vm} that vmorch did not make stands here")
     if domain is not None and domain.power == "running":
         return Failed(code="runs-here", message=f"the domain {vm} runs here", observed=observe(host, vm))
+    if domain is not None and domain.reason == "postcopy":
+        return Failed(code="busy", message=f"{vm} runs elsewhere and needs its memory", observed=observe(host, vm))
     return None
 
 
