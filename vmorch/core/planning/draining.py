@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from vmorch.core.aggregates.budget import unavailable
 from vmorch.core.aggregates.drain import (
     Begun,
     Cause,
@@ -313,7 +314,7 @@ class _Round:
         if busy:
             self._wait(move, busy)
             return
-        bounding = () if how == "start" or _away(vm) else self.groups.of(vm)
+        bounding = () if how == "start" or unavailable(vm) else self.groups.of(vm)
         for budget in bounding:
             exhausted, full = self.use.exhausted(budget), self.use.full(budget)
             if exhausted:
@@ -508,11 +509,6 @@ def _entry(move: Move, vm: Vm | None, **fields: object) -> Entry:
 def _planned(drain: Drain, vm: VmId) -> Move:
     assert drain.plan is not None
     return next(move for move in drain.plan.moves if move.vm == vm)
-
-
-def _away(vm: Vm) -> bool:
-    """Whether the VM counts against its budgets already."""
-    return vm.power != "running"
 
 
 def _said(drain: Drain, *events: DrainEvent) -> tuple[Change, ...]:
