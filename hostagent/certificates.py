@@ -5,7 +5,6 @@ The private key is made here and stays here. Must not judge names: what a host m
 
 import asyncio
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -29,7 +28,6 @@ T = TypeVar("T", Issued, Revoked)
 LOOK_EVERY = 60.0
 """Seconds between looks; a revoked certificate is refused by then."""
 _FIRST_WAIT, _LONGEST_WAIT = 5.0, 600.0
-_TELL_WITHIN = 10.0
 _log = structlog.get_logger(__name__)
 
 
@@ -107,7 +105,8 @@ def obtain(store: Store, desk: Desk, names: tuple[str, ...]) -> Held:
 
 
 class Certificates:
-    """Looks after the certificates in `store`. `changed` is called, on any thread, after they changed."""
+    """Looks after the certificates in `store`. `changed` is called, on any thread, after they changed, and again at
+    each look until it says that whoever uses them knows."""
 
     def __init__(
         self,
@@ -115,7 +114,7 @@ class Certificates:
         desk: Desk,
         names: tuple[str, ...],
         effects: Effects,
-        changed: Callable[[], None],
+        changed: Callable[[], bool],
         every: float = LOOK_EVERY,
     ) -> None:
         self._store = store
@@ -163,8 +162,7 @@ class Certificates:
             _log.info("certificate obtained", why=why, names=new.names, until=until, fingerprint=new.fingerprint)
             changed = True
         if changed:
-            self._changed()
-            self._told = True
+            self._told = self._changed()
         return held is None
 
     def _held(self) -> Held | None:
@@ -173,16 +171,3 @@ class Certificates:
         except BadPki as error:
             _log.warning("certificate cannot be used", code=error.code, error=str(error))
             return None
-
-
-def update_libvirtd() -> None:
-    """Let libvirtd read its certificates again. QEMU and outgoing connections read them each time anyway."""
-    argv = ["virt-admin", "server-update-tls", "libvirtd"]
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=_TELL_WITHIN, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        _log.warning("libvirtd goes on with the certificates that it has", error=str(error))
-        return
-    if done.returncode != 0:
-        # the usual reason: it does not listen for TLS yet
-        _log.info("libvirtd did not take the certificates", error=done.stderr.strip())

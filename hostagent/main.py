@@ -16,13 +16,14 @@ import structlog
 
 from hostagent import hosting, sdnotify
 from hostagent import identity as files
-from hostagent.certificates import Certificates, Desk, names_of, obtain, own_address, store_of, update_libvirtd
+from hostagent.certificates import Certificates, Desk, names_of, obtain, own_address, store_of
 from hostagent.checking import checks
 from hostagent.config import BadConfig, Config, load_config
 from hostagent.effects import real_effects
 from hostagent.enrolment import EnrolmentError, default_name, enroll
 from hostagent.identity import Identity
 from hostagent.libvirt_settings import set_up_libvirt
+from hostagent.libvirtd_reload import reload_certificates
 from hostagent.logs import log_to_stderr
 from hostagent.pki import BadPki
 from hostagent.signed_fetch import headers
@@ -217,7 +218,13 @@ async def _serve(config: Config, identity: Identity, pair: keys.KeyPair) -> None
             effects,
             stop,
             lambda: sdnotify.notify(f"READY=1\nSTATUS=host {identity.name} of {identity.cluster}"),
-            Certificates(store_of(config), Desk(identity, pair), names_of(config, identity), effects, update_libvirtd),
+            Certificates(
+                store_of(config),
+                Desk(identity, pair),
+                names_of(config, identity),
+                effects,
+                lambda: reload_certificates(config.pki_dir.absolute()),
+            ),
         )
     finally:
         watchdog.cancel()

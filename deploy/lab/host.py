@@ -208,6 +208,9 @@ class Host:
         libvirtd does not start with settings that name certificates which are not there, so this comes after
         enrolment, and holds from then on. Clear connections stay possible, for tests of what they are refused for.
         """
+        if self.run(["mountpoint", "-q", "/etc/pki"], check=False).returncode != 0:
+            # the links would be made on the machine itself
+            raise LabError(f"{self.name} has no /etc/pki of its own", f"boot it again: power-cut and boot {self.name}")
         setup = [*AGENT_ARGV[:3], "setup-libvirt", "--write", "--clear-migration", "--config", host_files.AGENT_CONFIG]
         if ": set" in self.run(setup).stdout:
             self.kill("libvirtd", signal.SIGTERM)

@@ -74,6 +74,9 @@ shared_dir = "{shared_dir}"
 [network]
 default = "{network}"
 
+[hooks]
+dir = "{agent_dir}/hooks"
+
 [migration]
 address = "{address}"
 """

@@ -183,11 +183,13 @@ class Watched:
     def __init__(self, store: Store, desk: Desk) -> None:
         self.moved = timedelta(0)
         self.changes = 0
+        self.heard = True
         effects: Effects = replace(real_effects(), wall=lambda: (datetime.now(UTC) + self.moved).timestamp())
         self.certificates = Certificates(store, desk, NAMED, effects, self._changed, every=0.01)
 
-    def _changed(self) -> None:
+    def _changed(self) -> bool:
         self.changes += 1
+        return self.heard
 
 
 def test_the_agent_renews_by_itself_and_only_in_time(store: Store, desk: Desk, front: FrontDesk) -> None:
@@ -213,6 +215,18 @@ def test_an_agent_that_starts_tells_libvirtd_what_an_earlier_one_may_not_have(st
     assert watched.changes == 1
     assert not watched.certificates.look()
     assert watched.changes == 1
+
+
+def test_libvirtd_is_told_again_until_it_has_heard(store: Store, desk: Desk) -> None:
+    watched = Watched(store, desk)
+    watched.heard = False
+    for _ in range(3):
+        watched.certificates.look()
+    assert watched.changes == 3
+    watched.heard = True
+    watched.certificates.look()
+    watched.certificates.look()
+    assert watched.changes == 4
 
 
 def test_a_damaged_certificate_is_replaced(store: Store, desk: Desk) -> None:

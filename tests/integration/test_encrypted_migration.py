@@ -3,6 +3,7 @@
 The guest here is libvirt's alone: what vmorch does with such a way is tested elsewhere.
 """
 
+import re
 import shutil
 import signal
 import sys
@@ -65,6 +66,30 @@ context = ssl.create_default_context(cafile=pki + "/cacert.pem")
 context.load_cert_chain(pki + "/clientcert.pem", pki + "/clientkey.pem")
 with socket.create_connection((address, 16514), 5) as plain, context.wrap_socket(plain, server_hostname=name) as line:
     print(line.getpeercert()["serialNumber"].lower().lstrip("0"), line.recv(1))
+"""
+
+
+VISITORS = """
+import socket, ssl, sys
+from threading import Thread
+address, name, pki = sys.argv[1:]
+context = ssl.create_default_context(cafile=pki + "/cacert.pem")
+context.load_cert_chain(pki + "/clientcert.pem", pki + "/clientkey.pem")
+def visit():
+    while True:
+        with socket.create_connection((address, 16514), 20) as plain:
+            with context.wrap_socket(plain, server_hostname=name) as line:
+                line.recv(1)
+                print("came in", flush=True)
+for _ in range(3):
+    Thread(target=visit).start()
+"""
+
+
+RELOADS = f"""
+from pathlib import Path
+from hostagent.libvirtd_reload import reload_certificates
+assert sum(reload_certificates(Path({PKI!r})) for _ in range(30)) > 20
 """
 
 
@@ -176,6 +201,23 @@ class TestCertificates:
         assert after == [site.api.host(second.name)["certificate"]["serial"], "b'\\x01'"]
         assert second.pids()["libvirtd"] == libvirtd
         site.connected()
+
+    def test_libvirtd_outlives_new_certificates_while_others_come_and_go(self, site: Site) -> None:
+        """Told at the wrong moment libvirtd 9.0 dies: without the agent's care it does here within seconds."""
+        first, second = site.lab.hosts[:2]
+        libvirtd = first.pids()["libvirtd"]
+        visits = [sys.executable, "-c", VISITORS, str(first.address), first.name, PKI]
+        second.container.start("visitors", visits, site.lab.directory / "visitors.log")
+        try:
+            first.run([sys.executable, "-c", RELOADS], timeout=120)
+        finally:
+            kill_and_wait(second.container.daemons()["visitors"], signal.SIGTERM)
+        assert first.pids()["libvirtd"] == libvirtd
+        limits = first.run(["virt-admin", "server-clients-info", "libvirtd"]).stdout
+        assert re.search(r"^nclients_max +: 5000$", limits, re.MULTILINE)
+        visits_made = len((site.lab.directory / "visitors.log").read_text().splitlines())
+        assert visits_made > 50
+        assert comes_in(second, first.name) == ""
 
     def test_a_host_that_was_enrolled_anew_cannot_come_in_with_what_it_had(self, site: Site) -> None:
         first, second = site.lab.hosts[:2]
