@@ -123,6 +123,18 @@ class BeginMove(DrainAct, frozen=True):
         return _unmovable(fleet, drain, move, entry)
 
 
+    def refused(self, fleet: Fleet, now: datetime, refusal: Rejected) -> tuple[Change, ...]:
+        drain = fleet.drains.get(self.drain)
+        if refusal.code != "internal-error" or drain is None or self not in draining(fleet, drain, now).acts:
+            return ()
+        # a stream that cannot be read stands still, and nothing is ever decided on it again
+        move = _planned(drain, self.vm)
+        entry = _entry(
+            move, fleet.vms.get(self.vm), result="blocked", code=refusal.code, causes=(Cause(why=refusal.reason),)
+        )
+        return _said(drain, MoveEnded(entry=entry))
+
+
 class EndMove(DrainAct, frozen=True):
     """Take down what became of a VM."""
 
