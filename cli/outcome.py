@@ -61,7 +61,9 @@ def _sentence(session: Session, receipt: Accepted, end: End) -> str:
     where = f" on {vm.host}" if vm.host else ""
     at = f" at {', '.join(vm.addresses)}" if vm.addresses and vm.state == "running" else ""
     later = f"; from its next start: {', '.join(vm.pending)}" if vm.pending else ""
-    return f"{vm.name} is {vm.state}{where}{at}{later}"
+    pause = end.operation.pause
+    stood = "" if pause is None else f"; its guest stood still for {pause * 1000:.0f}ms"
+    return f"{vm.name} is {vm.state}{where}{at}{stood}{later}"
 
 
 def _look(session: Session, receipt: Accepted) -> Vm | None:

@@ -180,6 +180,7 @@ class Operation(Struct, frozen=True):
     started_at: datetime | None = None
     ended_at: datetime | None = None
     blockers: list[str] = []
+    pause: float | None = None
     pace: Pace | None = None
 
     @property

@@ -50,7 +50,7 @@ class MigrationSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     them, so `group` is that of its processes where those are not root's.
     """
 
-    address: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:-]{1,253}$")] | None = None
+    address: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:-]{1,253}$(?!\n)")] | None = None
     pki_dir: str | None = None
     group: str | None = None
 

@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+import libvirt
+
 from hostagent.commands import _luggage
 from hostagent.commands._defining import define, is_defined
 from hostagent.commands._domain import find, need, observe
@@ -47,7 +49,18 @@ def claim_domain(command: ClaimDomain, host: Host, scope: Scope) -> Done:
         resume(host, domain)
     seen = observe(host, domain)
     host.runs.came(command.vm, halted=seen.power == "paused")
-    return Done(observed=seen)
+    return Done(observed=seen, pause=_pause(domain) if seen.power == "running" else None)
+
+
+def _pause(domain: Any) -> float | None:
+    """For how many seconds the guest stood still at the switch-over; None if it did not come from elsewhere."""
+    try:
+        flags = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+        milliseconds = domain.jobStats(flags).get(libvirt.VIR_DOMAIN_JOB_DOWNTIME)
+    except libvirt.libvirtError:
+        # a figure for people: without it the guest is no less here
+        return None
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _settled(host: Host, domain: Any, scope: Scope) -> Observed:

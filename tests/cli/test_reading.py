@@ -12,8 +12,9 @@ import pytest
 from tests.cli import api as make
 from tests.cli.api import Api, Asked, Reply
 from tests.cli.conftest import Run
+from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.codes import CODES
-from vmorch.core.resources import ClusterResource, PolicyResource
+from vmorch.core.resources import ClusterResource
 
 
 def two_vms() -> Reply:
@@ -336,7 +337,7 @@ def test_status_and_whoami(api: Api, vmorch: Run) -> None:
 
 
 def test_the_policy_is_shown_and_a_loose_one_stands_in_the_status(api: Api, vmorch: Run) -> None:
-    policy = PolicyResource(clear_migration=True, migrations_out=2)
+    policy = Policy(clear_migration=True, migrations_out=2)
     api.on("GET /v1/cluster", make.single("Cluster", ClusterResource(policy=policy, version=1)))
     changed = make.event(7, "cluster.policy-set", {"policy": {"clear_migration": True, "migrations_out": 2}})
     api.on("GET /v1/events", make.listing("Event", [changed]))

@@ -220,6 +220,8 @@ async def test_the_policy_is_seen_by_all_and_changed_by_admins_with_a_reason(api
         assert (await viewer.get("/v1/status")).json()["clearMigration"] is True
         [event] = (await viewer.get("/v1/events", params={"subject": "cluster/policy"})).json()["items"]
         assert (event["actor"], event["reason"]) == ("the-admin", "CHG-1")
+        # whole, so that another default some day does not change what was in force
+        assert event["data"]["policy"] == after["policy"]
         checks = (await viewer.get("/v1/doctor")).json()["items"]
         assert [each["check"] for each in checks if each["check"] == "policy"] == ["policy"]
 

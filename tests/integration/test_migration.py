@@ -1,5 +1,8 @@
 """A guest on its way between real hosts, as an operator sees it; what the product says is held against the guest."""
 
+import itertools
+import re
+import threading
 import time
 from collections.abc import Iterator
 
@@ -8,6 +11,9 @@ import pytest
 from tests.integration.lab_fixtures import Away, Site, needs_guest, tiny_image, until
 
 pytestmark = [*needs_guest, pytest.mark.timeout(300)]
+
+MARGIN = 1.5
+"""Seconds by which a guest on an emulated processor of a loaded machine may be late besides."""
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,39 @@ def carries(site: Site, operation: str) -> None:
     until(lambda: (site.api.operation(operation)["pace"] or {}).get("remaining"), 60, "the transfer")
 
 
+class Heard:
+    """The moments at which each tick of a guest was first to be read on any host's serial log."""
+
+    def __init__(self, site: Site, vm: str) -> None:
+        self.at: dict[int, float] = {}
+        self._logs = [host.local / "vmorch/vms" / vm / "serial.log" for host in site.lab.hosts]
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen)
+
+    def __enter__(self) -> "Heard":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _listen(self) -> None:
+        while not self._stop.wait(0.01):
+            for log in self._logs:
+                try:
+                    text = log.read_text(errors="replace")
+                except FileNotFoundError:
+                    continue
+                for number in re.findall(r"^tick \S+ (\d+) ", text, re.MULTILINE):
+                    self.at.setdefault(int(number), time.monotonic())
+
+    def longest_silence(self) -> float:
+        """The longest time between two ticks, which are a second apart when nothing holds the guest up."""
+        moments = sorted(self.at.items())[1:]
+        return max(later[1] - sooner[1] for sooner, later in itertools.pairwise(moments))
+
+
 def slowly(site: Site, vm: str, **more: object) -> str:
     """A migration that takes a while; its operation."""
     return str(site.api.change(f"/v1/vms/{vm}/migrate", {"bandwidth": 8, **more})["operation"])
@@ -45,7 +84,16 @@ def slowly(site: Site, vm: str, **more: object) -> str:
 def test_a_running_guest_moves_and_goes_on_in_the_same_boot(lab_site: Site, mover: str) -> None:
     site, source = lab_site, lab_site.api.vm(mover)["host"]
     boot = boot_of(site, mover)
-    shown = site.cli.run("vm", "migrate", "mover", "-m", "DIMM swap")
+    with Heard(site, mover) as heard:
+        until(lambda: len(heard.at) > 2, 20, "ticks before")
+        shown = site.cli.run("vm", "migrate", "mover", "-m", "DIMM swap")
+        ticks = max(heard.at)
+        until(lambda: max(heard.at) > ticks + 2, 20, "ticks after")
+    operation = site.api.items("/v1/operations", vm="mover")[0]
+    assert 0 < operation["pause"] < 5
+    assert sorted(heard.at) == list(range(min(heard.at), max(heard.at) + 1))
+    assert heard.longest_silence() < 1 + operation["pause"] + MARGIN
+    assert f"stood still for {operation['pause'] * 1000:.0f}ms" in shown
     vm = site.api.vm(mover)
     assert (vm["host"], vm["power"], vm["traces"]) == (other(site, source), "running", [])
     assert f"mover is running on {vm['host']}" in shown

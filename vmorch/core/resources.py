@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import asdict, replace
+from msgspec.structs import replace
 
 from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.aggregates.host import Capacity, Host
@@ -132,6 +132,8 @@ class OperationResource(Struct, frozen=True, kw_only=True):
     started_at: datetime
     ended_at: datetime | None
     blockers: tuple[str, ...] = ()
+    pause: float | None = None
+    """Seconds that the guest stood still while it was carried to another host."""
     pace: PaceResource | None = None
 
 
@@ -167,14 +169,10 @@ class HostResource(Struct, frozen=True, kw_only=True):
     maintenance: str | None = None
 
 
-class PolicyResource(Policy, frozen=True, kw_only=True, omit_defaults=False):
-    """The policy with every field, also those that nobody set."""
-
-
 class ClusterResource(Struct, frozen=True, kw_only=True):
     """What holds for the whole cluster, as its admins set it."""
 
-    policy: PolicyResource
+    policy: Policy
     version: int
 
 
@@ -384,6 +382,7 @@ def operation_resource(
         started_at=operation.started_at,
         ended_at=operation.ended_at,
         blockers=progress.failed.blockers if progress.failed else (),
+        pause=operation.pause,
         pace=None if sample is None or operation.outcome is not None else pace_resource(sample),
     )
 
@@ -447,7 +446,7 @@ def _certificate(host: Host) -> CertificateResource | None:
 
 def cluster_resource(fleet: Fleet) -> ClusterResource:
     """The cluster's policy."""
-    return ClusterResource(policy=PolicyResource(**asdict(fleet.cluster.policy)), version=fleet.cluster.version)
+    return ClusterResource(policy=fleet.cluster.policy, version=fleet.cluster.version)
 
 
 def image_resource(image: Image) -> ImageResource:

@@ -207,7 +207,7 @@ def _step_answered(
     step = operation.steps[index]
     label = step.label
     match item.answer:
-        case Done(observed=observed, already=already):
+        case Done(observed=observed, already=already, pause=pause):
             event: VmEvent = StepDone(
                 operation=id,
                 index=index,
@@ -216,6 +216,7 @@ def _step_answered(
                 attempt=attempt,
                 already=already,
                 observed=observed,
+                pause=pause,
             )
             then = step.then if not undo and step.judged is None else ()
             return [seen.add(vm, event), *then]

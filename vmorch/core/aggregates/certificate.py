@@ -15,9 +15,9 @@ from msgspec import Meta, Struct
 from vmorch.core.errors import Rejected
 from vmorch.core.spec import NAME_PATTERN
 
-_LABEL: Final = re.compile(NAME_PATTERN.removesuffix("$"))
+_LABEL: Final = re.compile(NAME_PATTERN)
 
-Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{1,64}$")]
+Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]{1,64}$(?!\n)")]
 
 MAX_NAMES = 4
 MAX_CERTIFICATES = 32

@@ -18,8 +18,10 @@ STREAM: Final = stream("cluster", ID)
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 
 
-class Policy(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """`clear_migration`: guests may travel unencrypted where a host has no certificate. The others bound how many
+class Policy(Struct, frozen=True, kw_only=True):
+    """Recorded whole, defaults included: another default some day must not change what was in force before.
+
+    `clear_migration`: guests may travel unencrypted where a host has no certificate. The others bound how many
     guests travel at once: out of one host, into one host, in the whole cluster."""
 
     clear_migration: bool = False
