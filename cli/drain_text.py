@@ -26,6 +26,7 @@ STYLES = {
     "discarded": "dim",
 }
 MARKS = {"moved": "ok", "stopped": "ok", "started": "ok", "gone": "ok", "failed": "!!", "blocked": "!!", "left": "--"}
+_STAYED = ("failed", "blocked", "left", "gone", "stopped", "started")
 _ORDER = ("live", "offline", "restart", "stop", "start")
 
 
@@ -114,7 +115,7 @@ _LEDGER: list[Column[DrainVm]] = [
     Column(header="FROM", cell=lambda line: line.source),
     Column(
         header="TO",
-        cell=lambda line: (line.destination if line.state in ("moving", "moved") else line.host) or "-",
+        cell=lambda line: (line.host if line.state in _STAYED else line.destination) or "-",
     ),
     Column(header="HOW", cell=lambda line: line.how or "-"),
     Column(header="WAVE", cell=lambda line: str(line.wave or "-"), right=True),

@@ -2,8 +2,10 @@
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -14,9 +16,10 @@ from vmorch.core.codec import Fact, decode
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Failed, MigrateDomain
 from vmorch.core.hypervisor import LibvirtHost
-from vmorch.core.ids import DrainId, Position, RequestId, split_stream
-from vmorch.core.messages import HostCommand
+from vmorch.core.ids import DrainId, Position, RequestId, split_stream, stream
+from vmorch.core.messages import HostCommand, Meta
 from vmorch.core.operations.delete import DeleteVm
+from vmorch.core.records import Append, NewEvent, StreamAppend
 from vmorch.core.spec import Placing, ReadySpec
 from vmorch.engine.caller import Caller
 
@@ -132,8 +135,30 @@ async def test_a_guest_that_is_not_ready_after_its_move_counts_as_failed(tmp_pat
             return replace(host, mute=frozenset({vm}))
 
         made.host("h2").hypervisor.tamper(mute)
-        entry = (await over(made, await begin(made, "h1")))["web"]
+        id = await begin(made, "h1")
+        entry = (await over(made, id))["web"]
         assert (entry.result, entry.code, entry.host) == ("failed", "not-ready", made.fleet.find_host("h2").id)
+        await until(lambda: not made.vm("web").traces)
+        tidied = [fact for fact in await facts(made) if fact.event.kind == "vm.cleared"]
+        assert [fact.meta.correlation for fact in tidied] == [id]
+
+
+async def test_a_vm_of_which_the_log_cannot_be_read_blocks_by_name_and_nobody_else(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "h1", "h2") as made:
+        await vm_on(made, "h1", "web")
+        await vm_on(made, "h1", "odd")
+        at = stream("vm", made.vm("odd").id)
+        strange = NewEvent(kind="vm.from-the-future", schema=1, data=b"{}", meta=encode_meta())
+        version = made.fleet.version(at)
+        await made.log.append(Append(streams=(StreamAppend(stream=at, expected=version, events=(strange,)),)))
+        await until(lambda: at in made.control.world.poisoned)
+        ledger = await over(made, await begin(made, "h1"))
+        assert {name: entry.result for name, entry in ledger.items()} == {"web": "moved", "odd": "blocked"}
+        assert "unreadable event" in ledger["odd"].causes[0].why
+
+
+def encode_meta() -> bytes:
+    return msgspec.json.encode(Meta(actor="somebody", occurred_at=datetime.now(UTC)))
 
 
 async def test_a_cancelled_drain_is_over_within_five_seconds_and_nothing_restarts(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from vmorch.core.hostcommands import Done, Failed, Observed
 from vmorch.core.ids import DrainId, HostId, MiB, VmId, stream
 from vmorch.core.messages import HostCommand
 from vmorch.core.planning.apartness import apart
-from vmorch.core.planning.drain import plan_drain
+from vmorch.core.planning.drain import command_of, plan_drain
+from vmorch.core.planning.mobility import blockers
 from vmorch.core.planning.undertakings import admit_plan
 from vmorch.core.planning.view import view_of
 from vmorch.core.spec import Placing
@@ -282,6 +283,14 @@ def test_the_same_cluster_gives_the_same_plan(shape: Shape) -> None:
     assert first is not None
     assert second is not None
     assert (first.moves, first.blocked, first.after) == (second.moves, second.blocked, second.after)
+    view = view_of(history.fleet)
+    by_id = {host.id: host for host in view.hosts}
+    for move in first.moves:
+        if move.destination is not None:
+            # what the planner reckons in numbers is what the rules say in words
+            vm = history.fleet.vms[move.vm]
+            asked = command_of(vm, move.how, None, copy_disks=move.copy_disks)
+            assert blockers(view, vm, by_id[move.source], by_id[move.destination], asked) == ()
 
 
 @pytest.mark.parametrize("seed", range(3))

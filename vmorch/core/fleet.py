@@ -36,6 +36,9 @@ KEPT_DRAINS = 100
 """How many drains, and how many maintenances, that are over the state remembers; the log has all."""
 
 T = TypeVar("T", Vm, Host, Image, Token, Budget)
+AFTERMATH = frozenset({"settle", "tidy"})
+"""Operations that nobody asked for: a migration before them is why."""
+
 K = TypeVar("K", bound=str)
 P = TypeVar("P", Drain, Maintenance)
 
@@ -171,7 +174,14 @@ class Fleet:
 
     def cause(self, operation: OperationId) -> str | None:
         """The undertaking that an operation belongs to: a drain, or the maintenance that the drain is a part of."""
-        drain = self.drains.get(self.causes.get(operation, DrainId("")))
+        id = self.causes.get(operation)
+        if id is None:
+            found = self.operation(operation)
+            if found is not None and found[1].verb in AFTERMATH:
+                # what a migration left is settled and tidied on its account
+                before = [each.id for each in found[0].operations.values() if each.id in self.causes]
+                id = self.causes[before[-1]] if before else None
+        drain = None if id is None else self.drains.get(id)
         return None if drain is None else drain.parent or drain.id
 
     def operation(self, id: OperationId) -> tuple[Vm, Operation] | None:

@@ -18,7 +18,7 @@ from vmorch.core.fleet import Fleet
 from vmorch.core.ids import DrainId, Position, split_stream, stream
 from vmorch.core.operation import Change, change
 from vmorch.core.planning.admission import Who
-from vmorch.core.planning.staleness import Touch, touching
+from vmorch.core.planning.staleness import Touch, may_touch, touching
 from vmorch.core.planning.undertakings import (
     admit_activate,
     admit_apply,
@@ -137,13 +137,15 @@ class Drains:
         return await self._record(lambda: decide(self.fleet.drains[id]), caller, print, correlation=id)
 
     async def _since(self, plan: DrainPlan) -> list[Fact]:
-        """Every fact after a plan that can be read, up to where the live state is now."""
-        log, until = self.recorder.world.log, self.fleet.position
+        """Every fact after a plan that may touch it and can be read, up to where the live state is now."""
+        log, until, concerns = self.recorder.world.log, self.fleet.position, may_touch(plan)
         found: list[Fact] = []
         at = plan.position
         while at < until:
             for record in await log.read(at, BATCH, until):
                 at = Position(record.position)
+                if not concerns(record.stream, record.kind):
+                    continue
                 try:
                     found.append(decode(record))
                 except Unreadable:

@@ -5,7 +5,7 @@ can stop anywhere and another server can go on. Must not decide.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import structlog
@@ -14,6 +14,7 @@ from vmorch.core.aggregates.vm import OperationStarted
 from vmorch.core.codec import Fact
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import OperationId
+from vmorch.core.messages import Meta
 from vmorch.core.operation import Change
 from vmorch.core.planning import draining, maintaining, mending
 from vmorch.core.planning.acts import Act, Answer, Later, Policy
@@ -103,16 +104,26 @@ class Reconcile:
             return changes, any(each.event.kind == OperationStarted.kind for each in changes)
 
         because = act.because(self.recorder.world.fleet)
-        try:
-            await self.recorder.record(
-                decide,
-                lambda begins: self.recorder.meta(
-                    actor=because.actor,
-                    reason=because.reason,
-                    operation=operation if begins else None,
-                    correlation=because.correlation,
-                ),
+
+        def meta(begins: bool) -> Meta:
+            return self.recorder.meta(
+                actor=because.actor,
+                reason=because.reason,
+                operation=operation if begins else None,
+                correlation=because.correlation,
             )
+
+        try:
+            await self.recorder.record(decide, meta)
         except Rejected as error:
             logger.warning("a policy was refused", subject=act.subject, code=error.code, why=error.reason)
             self._resting[act.subject] = clock.monotonic() + REST
+            await self._instead(act, error, meta)
+
+    async def _instead(self, act: Act, refusal: Rejected, meta: Callable[[bool], Meta]) -> None:
+        """Record what follows from an act that cannot be recorded."""
+        fleet, now = self.recorder.world.fleet, self.recorder.clock.now
+        try:
+            await self.recorder.record(lambda: (act.refused(fleet, now(), refusal), False), meta)
+        except Rejected as error:
+            logger.error("nor could that be recorded", subject=act.subject, code=error.code, why=error.reason)

@@ -41,12 +41,16 @@ class Budget(Struct, frozen=True, kw_only=True):
 
 def unavailable(vm: Vm) -> bool:
     """Whether a VM counts as away: not running, lost between two hosts, or in an operation that interrupts it."""
-    return down(vm) or (vm.active is not None and vm.operations[vm.active].verb not in CALM)
+    return vm.power != "running" or vm.frozen is not None or _interrupted(vm)
 
 
 def down(vm: Vm) -> bool:
     """Whether it is away and nothing is under way that will bring it back."""
-    return vm.frozen is not None or (vm.power != "running" and vm.active is None)
+    return vm.frozen is not None or (vm.power != "running" and not _interrupted(vm))
+
+
+def _interrupted(vm: Vm) -> bool:
+    return vm.active is not None and vm.operations[vm.active].verb not in CALM
 
 
 class BudgetEvent(Event, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from msgspec import Struct
 
+from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import OperationId
 from vmorch.core.operation import Change
@@ -38,6 +39,10 @@ class Act(Struct, frozen=True):
         """Everything to append; nothing if it is no longer wanted. `operation` is the id of the operation that it may
         begin. Raises Rejected."""
         raise NotImplementedError
+
+    def refused(self, fleet: Fleet, now: datetime, refusal: Rejected) -> tuple[Change, ...]:
+        """What to append instead when its changes cannot be recorded; nothing: it is tried again."""
+        return ()
 
 
 class Later(Struct, frozen=True):

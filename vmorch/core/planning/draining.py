@@ -12,6 +12,7 @@ from typing import Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from vmorch.core.aggregates.budget import unavailable
 from vmorch.core.aggregates.drain import (
     Begun,
     Cause,
@@ -120,6 +121,18 @@ class BeginMove(DrainAct, frozen=True):
             causes = (Cause(why=refusals[-1].reason),)
         entry = _entry(move, vm, result="blocked", code=refusals[-1].code, causes=causes)
         return _unmovable(fleet, drain, move, entry)
+
+
+    def refused(self, fleet: Fleet, now: datetime, refusal: Rejected) -> tuple[Change, ...]:
+        drain = fleet.drains.get(self.drain)
+        if refusal.code != "internal-error" or drain is None or self not in draining(fleet, drain, now).acts:
+            return ()
+        # a stream that cannot be read stands still, and nothing is ever decided on it again
+        move = _planned(drain, self.vm)
+        entry = _entry(
+            move, fleet.vms.get(self.vm), result="blocked", code=refusal.code, causes=(Cause(why=refusal.reason),)
+        )
+        return _said(drain, MoveEnded(entry=entry))
 
 
 class EndMove(DrainAct, frozen=True):
@@ -313,7 +326,7 @@ class _Round:
         if busy:
             self._wait(move, busy)
             return
-        bounding = () if how == "start" or _away(vm) else self.groups.of(vm)
+        bounding = () if how == "start" or unavailable(vm) else self.groups.of(vm)
         for budget in bounding:
             exhausted, full = self.use.exhausted(budget), self.use.full(budget)
             if exhausted:
@@ -508,11 +521,6 @@ def _entry(move: Move, vm: Vm | None, **fields: object) -> Entry:
 def _planned(drain: Drain, vm: VmId) -> Move:
     assert drain.plan is not None
     return next(move for move in drain.plan.moves if move.vm == vm)
-
-
-def _away(vm: Vm) -> bool:
-    """Whether the VM counts against its budgets already."""
-    return vm.power != "running"
 
 
 def _said(drain: Drain, *events: DrainEvent) -> tuple[Change, ...]:

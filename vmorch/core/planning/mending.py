@@ -27,7 +27,9 @@ class MendVm(Act, frozen=True):
         return stream("vm", self.vm)
 
     def because(self, fleet: Fleet) -> Because:
-        return Because(reason="after a migration")
+        vm = fleet.vms[self.vm]
+        causes = [cause for each in vm.operations if (cause := fleet.cause(each)) is not None]
+        return Because(reason="after a migration", correlation=causes[-1] if causes else None)
 
     def changes(self, fleet: Fleet, now: datetime, operation: OperationId) -> tuple[Change, ...]:
         return self.decided(fleet, operation) if self in mend(fleet, now) else ()

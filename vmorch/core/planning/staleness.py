@@ -5,7 +5,7 @@ leaves or goes to, the rules that hold for them. What only gives more room touch
 judge whether the plan would still work: that is planning anew.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from msgspec import Struct
 
@@ -19,7 +19,7 @@ from vmorch.core.aggregates.passage import VmMigrated, VmResolved
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.codec import Fact
 from vmorch.core.fleet import Fleet, name_held
-from vmorch.core.ids import DrainId, HostId, Position, VmId, split_stream
+from vmorch.core.ids import DrainId, HostId, Position, Stream, VmId, split_stream
 from vmorch.core.operations.evict import EvictionSet
 from vmorch.core.operations.label import VmLabelled
 from vmorch.core.operations.resize import VmResized
@@ -41,6 +41,21 @@ class Touch(Struct, frozen=True, kw_only=True):
         said = f' "{self.reason}"' if self.reason else ""
         detail = f"  {self.detail}" if self.detail else ""
         return f"{self.kind}  {self.subject}{detail}  {self.actor}{said}"
+
+
+ARRIVING = frozenset({vms.VmCreated.kind, VmMigrated.kind, VmLabelled.kind})
+"""What can touch a plan though it is told of a VM that the plan does not have."""
+
+
+def may_touch(plan: DrainPlan) -> Callable[[Stream, str], bool]:
+    """Whether an event of this stream and kind can touch the plan at all: most of a log is about other VMs."""
+    planned = {each.vm for each in plan.moves} | {each.vm for each in plan.blocked}
+
+    def concerns(stream: Stream, kind: str) -> bool:
+        subject, id = split_stream(stream)
+        return subject != "vm" or kind in ARRIVING or id in planned
+
+    return concerns
 
 
 def touching(fleet: Fleet, plan: DrainPlan, facts: Iterable[Fact]) -> list[Touch]:
