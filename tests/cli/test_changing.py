@@ -229,7 +229,7 @@ def test_the_policy_is_changed_by_naming_what_shall_be_otherwise(api: Api, vmorc
     assert done.returncode == 0, done.stderr
     [asked] = api.changes()
     assert asked.json() == {"clear_migration": False, "migrations_out": 2}
-    assert asked.headers["Vmorch-Reason"] == "CHG-7"
+    assert asked.headers["vmorch-reason"] == "CHG-7"
     assert vmorch("cluster", "set").returncode == 2
     assert vmorch("cluster", "set", "--migrations", "0").returncode == 2
 
