@@ -137,9 +137,12 @@ def _check(body: dict[str, Any], limits: Mapping[str, Mapping[str, Any]]) -> Non
     try:
         check(body, limits)
     except msgspec.ValidationError as error:
-        detail, _, where = str(error).partition(" - at ")
+        from vmorch.core.errors import bad_value
+
+        refusal = bad_value(str(error))
+        detail, _, where = refusal.reason.partition(" - at ")
         name = where.strip("`$.").replace("_", "-")
-        raise Problem("bad-request", f"{name}: {detail}" if name else detail) from error
+        raise Problem(refusal.code, f"{name}: {detail}" if name else detail) from error
 
 
 def _run(data: VerbData, values: dict[str, Any]) -> None:

@@ -29,6 +29,8 @@ DiskGiB = Annotated[GiB, Meta(ge=1, le=64 * 1024, description="size in GiB")]
 Sha256 = Annotated[Digest, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)", description="SHA-256, lower-case hexadecimal")]
 Graceful = Annotated[float, Meta(ge=0, le=3600, description="seconds")]
 
+NAME_RULE = "1 to 63 of a-z, 0-9 and -, neither beginning nor ending with -"
+
 ImageFormat = Literal["qcow2", "raw"]
 Storage = Literal["local", "shared"]
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 from starlette.requests import Request
 
-from vmorch.core.errors import Rejected
+from vmorch.core.errors import Rejected, bad_value
 from vmorch.core.ids import Position, RequestId
 
 REQUEST_HEADER = "Vmorch-Request-Id"
@@ -61,7 +61,7 @@ def traceparent(request: Request) -> str | None:
 
 
 async def body(request: Request, type: type[T], *, limit: int = MAX_BODY) -> T:
-    """The JSON body as `type`; an empty one is `{}`. Raises Rejected `bad-request` or `too-large`, and
+    """The JSON body as `type`; an empty one is `{}`. Raises Rejected `bad-request`, `bad-name` or `too-large`, and
     `unauthenticated` unless it is the one that its sender signed."""
     chunks: list[bytes] = []
     size = 0
@@ -81,7 +81,7 @@ async def body(request: Request, type: type[T], *, limit: int = MAX_BODY) -> T:
     try:
         return msgspec.json.decode(data or b"{}", type=type)
     except msgspec.ValidationError as error:
-        raise Rejected("bad-request", str(error)) from error
+        raise bad_value(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("bad-request", f"the body is not JSON: {error}") from error
 

@@ -21,7 +21,7 @@ from vmorch.core.aggregates.image import ImageAdded
 from vmorch.core.aggregates.token import Role
 from vmorch.core.aggregates.vm import OperationStarted, VmCommand
 from vmorch.core.codec import Fact
-from vmorch.core.errors import Rejected
+from vmorch.core.errors import Rejected, bad_value
 from vmorch.core.fleet import Fleet, name_held
 from vmorch.core.hostcommands import TuneMigration
 from vmorch.core.ids import HostId, ImageId, OperationId, VmId, split_stream, stream
@@ -31,7 +31,7 @@ from vmorch.core.operations.migrate import Bandwidth, Downtime
 from vmorch.core.operations.resolve import ResolveVm
 from vmorch.core.planning.admission import Admission, Who, admit_create, admit_on_vm
 from vmorch.core.planning.undertakings import check_idle
-from vmorch.core.spec import LabelKey, Labels, Name
+from vmorch.core.spec import NAME_RULE, LabelKey, Labels, Name
 from vmorch.engine.caller import Accepted, Caller
 from vmorch.engine.effects import Ids, Secrets
 from vmorch.engine.recorder import Recorder, fingerprint, subject_of
@@ -392,7 +392,7 @@ def _arguments(verb: HostVerb, arguments: dict[str, Any]) -> msgspec.Struct:
     try:
         return msgspec.convert(arguments, ARGUMENTS[verb])
     except msgspec.ValidationError as error:
-        raise Rejected("bad-request", str(error)) from error
+        raise bad_value(str(error)) from error
 
 
 def _stands_on(vm: vms.Vm, digest: str) -> bool:
@@ -403,7 +403,7 @@ def _check_name(name: str) -> None:
     try:
         msgspec.convert(name, Name)
     except msgspec.ValidationError as error:
-        raise Rejected("bad-name", f"{name!r} is not a name: 1 to 63 of a-z, 0-9 and -") from error
+        raise Rejected("bad-name", f"{name!r} is not a name: {NAME_RULE}") from error
 
 
 def _hash(secret: str) -> str:
