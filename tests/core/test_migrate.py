@@ -6,6 +6,7 @@ import pytest
 
 from tests.core.drive import drive, well
 from tests.core.world import WHO, History, asked
+from vmorch.core.aggregates.host import HostUnreachable, retire
 from vmorch.core.aggregates.passage import VmResolved
 from vmorch.core.aggregates.vm import CancelRequested, StepTimedOut, Vm, VmCommand
 from vmorch.core.errors import Rejected
@@ -19,6 +20,7 @@ from vmorch.core.operations.resolve import ResolveVm
 from vmorch.core.operations.start import StartVm
 from vmorch.core.operations.stop import StopVm
 from vmorch.core.planning.admission import admit_on_vm, admit_settling, admit_tidying
+from vmorch.core.planning.surrender import give_up
 from vmorch.core.spec import Placing
 
 H1, H2 = HostId("host-h1"), HostId("host-h2")
@@ -373,3 +375,28 @@ def test_a_vm_that_was_created_on_a_named_host_may_move_from_there(history: Hist
     begin(history, vm, MigrateVm())
     assert drive(history, vm).outcome == "succeeded"
     assert now(history, vm).host == H2
+
+
+def lose(history: History, name: str) -> None:
+    """The host is silent, and an operator gives it up."""
+    host = next(each for each in history.fleet.hosts.values() if each.name == name)
+    history.record(stream("host", host.id), HostUnreachable(session=host.session, silent=9))
+    gone = history.fleet.hosts[host.id]
+    changes = give_up(history.fleet, gone)
+    history.record(stream("host", host.id), *retire(gone, lost=True)).take(changes)
+
+
+def test_a_host_is_not_given_up_while_a_vm_may_have_left_it(history: History) -> None:
+    vm = vm_on_h1(history)
+    history.host("h2")
+    begin(history, vm, MigrateVm())
+    with pytest.raises(Rejected, match="on their way"):
+        lose(history, "h1")
+    drive(history, vm, failing_migration, ends(None, RUNNING))
+    with pytest.raises(Rejected, match="on their way") as caught:
+        lose(history, "h1")
+    assert caught.value.facts == {"vms": ["web"]}
+    begin(history, vm, ResolveVm(on="h2"))
+    lose(history, "h1")
+    assert (now(history, vm).host, now(history, vm).deleted_at, now(history, vm).traces) == (H2, None, frozenset())
+    assert promises(history, vm) == {H2}

@@ -25,11 +25,12 @@ from vmorch.core.errors import Rejected, bad_value
 from vmorch.core.fleet import Fleet, name_held
 from vmorch.core.hostcommands import TuneMigration
 from vmorch.core.ids import HostId, ImageId, OperationId, VmId, split_stream, stream
-from vmorch.core.operation import Change, Finish, change
+from vmorch.core.operation import Change, change
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.operations.migrate import Bandwidth, Downtime
 from vmorch.core.operations.resolve import ResolveVm
 from vmorch.core.planning.admission import Admission, Who, admit_create, admit_on_vm
+from vmorch.core.planning.surrender import give_up
 from vmorch.core.planning.undertakings import check_idle
 from vmorch.core.spec import NAME_RULE, LabelKey, Labels, Name
 from vmorch.engine.caller import Accepted, Caller
@@ -217,7 +218,7 @@ class Handler:
             host = self.fleet.find_host(ref)
             if verb == "uncordon":
                 check_idle(self.fleet, host)
-            given_up = _given_up(self.fleet, host) if isinstance(wanted, RetireChange) and wanted.lost else []
+            given_up = give_up(self.fleet, host) if isinstance(wanted, RetireChange) and wanted.lost else []
             return [change(stream("host", host.id), event) for event in _on_host(host, wanted)] + given_up
 
         accepted, _ = await self._simple(decide, caller, verb, ref, arguments)
@@ -340,19 +341,6 @@ class Handler:
             )
         subject, at = split_stream(facts[0].stream)[1], facts[0].stream
         return Accepted(subject=subject, name=name_held(self.fleet, at), position=facts[-1].position), facts
-
-
-def _given_up(fleet: Fleet, host: Host) -> list[Change]:
-    """The VMs of a host that is gone for ever end with it, and so do their operations."""
-    found: list[Change] = []
-    for vm in fleet.vms.values():
-        if vm.host != host.id or vm.deleted_at is not None:
-            continue
-        if vm.active is not None:
-            end = Finish("stuck", "host-lost", f"{host.name} was given up as lost")
-            found += vms.close_operation(vm, vm.operations[vm.active], end)
-        found.append(change(stream("vm", vm.id), vms.VmDeleted()))
-    return found
 
 
 def _on_host(host: Host, wanted: msgspec.Struct) -> list[hosts.HostEvent]:
