@@ -1,8 +1,9 @@
 """Questions to the read models. Documents come back as the JSON text they were written as, undecoded."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import TypeVar
 
 from msgspec import Struct
 from sqlalchemy import Select, select, tuple_
@@ -14,6 +15,11 @@ from vmorch.log.errors import LogUnavailable
 from vmorch.views.filters import Filters
 from vmorch.views.projector import ProjectionStatus, Projector, Rebuilt
 from vmorch.views.tables import TABLES, Model
+
+T = TypeVar("T")
+
+ANSWER_WITHIN = 15.0
+"""Seconds until a silent server counts as away: any list takes far less, and callers wait a minute at most."""
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -37,23 +43,38 @@ class ReadModels:
         `after` is NAME/ID of the last document of the page before. Raises LogUnavailable.
         """
         position, time = self.projector.position, self.projector.recorded_at
-        async with self._connection() as connection:
-            found = (await connection.execute(_query(model, filters, limit, after))).all()
-        docs = [str(row.doc).encode() for row in found]
-        return Page(position=position, time=time, docs=docs)
+        query = _query(model, filters, limit, after)
+
+        async def read(connection: AsyncConnection) -> list[bytes]:
+            return [str(row.doc).encode() for row in (await connection.execute(query)).all()]
+
+        return Page(position=position, time=time, docs=await self._ask(read))
 
     async def row(self, model: Model, id: str) -> bytes | None:
-        """The document with this id."""
+        """The document with this id. Raises LogUnavailable."""
         table = TABLES[model]
-        async with self._connection() as connection:
-            doc = await connection.scalar(select(table.c.doc).where(table.c.id == id))
-        return None if doc is None else str(doc).encode()
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+        async def read(connection: AsyncConnection) -> bytes | None:
+            doc = await connection.scalar(select(table.c.doc).where(table.c.id == id))
+            return None if doc is None else str(doc).encode()
+
+        return await self._ask(read)
+
+    async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        asking = asyncio.create_task(self._answer(question))
+        try:
+            # a query that is cancelled waits for the server to confirm that, so a hanging one is not waited for at all
+            await asyncio.wait([asking], timeout=ANSWER_WITHIN)
+            if not asking.done():
+                raise LogUnavailable(f"no answer within {ANSWER_WITHIN:g} seconds")
+            return asking.result()
+        finally:
+            asking.cancel()
+
+    async def _answer(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         try:
             async with self.engine.connect() as connection:
-                yield connection
+                return await question(connection)
         except (OperationalError, InterfaceError) as error:
             raise LogUnavailable(str(error.orig)) from error
 
