@@ -15,6 +15,7 @@ from hostagent.journal import Journal
 from hostagent.pinning import Pins
 from hostagent.session import Party
 from hostagent.simulated_hypervisor import SimulatedHypervisor, no_seconds
+from hostagent.simulated_site import Site
 from hostagent.threads import Threads
 from tests.core.world import DIGEST
 from vmorch.bus.credentials import ControlKeys
@@ -61,8 +62,13 @@ class SimulatedHost:
             local_gib=GiB(1000),
             accel="simulated",
             networks=("lab",),
+            address=name,
+            encrypts=True,
+            machines=("pc-q35-7.2",),
+            local_dir="/var/lib/vmorch",
         )
-        self.hypervisor = SimulatedHypervisor(self.facts, LibvirtHost(free=free), seconds=no_seconds)
+        host = LibvirtHost(free=free, available=MiB(memory), machines=self.facts.machines)
+        self.hypervisor = SimulatedHypervisor(self.facts, host, seconds=no_seconds, site=cluster.site)
         self.enrolled: Enrolled | None = None
 
     @asynccontextmanager
@@ -99,6 +105,7 @@ class Cluster:
     def __init__(self, log: Log, directory: Path) -> None:
         self.log, self.directory = log, directory
         self.bus = MemoryBus()
+        self.site = Site()
         self.keys = ControlKeys(
             operator=create("operator"), account=create("account"), system=create("account"), server=create("user")
         )
