@@ -8,12 +8,18 @@ from vmorch.core.errors import Rejected
 
 _GONE = frozenset({libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN})
 _BUSY = frozenset({libvirt.VIR_ERR_OPERATION_TIMEOUT, libvirt.VIR_ERR_RESOURCE_BUSY})
+_NO_HALF = "is not processing incoming migration"
 _NO_SPACE = ("No space left on device", "Disk quota exceeded")
 
 
 def is_absent(error: libvirt.libvirtError) -> bool:
     """Whether libvirt says that there is no such domain."""
     return bool(error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
+
+
+def has_nothing_to_take_up(error: libvirt.libvirtError) -> bool:
+    """Whether a destination says that no half of the guest is there any more. It has no code of its own for that."""
+    return is_absent(error) or _NO_HALF in (error.get_error_message() or "")
 
 
 def refusal_of(error: libvirt.libvirtError, link: Link) -> Rejected:

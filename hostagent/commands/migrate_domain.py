@@ -13,10 +13,10 @@ import libvirt
 import structlog
 from msgspec.structs import replace
 
-from hostagent.commands import _luggage
+from hostagent.commands import _luggage, _sockets
 from hostagent.commands._aside import Call
 from hostagent.commands._domain import find, observe, observe_vm
-from hostagent.commands._errors import refusal_of
+from hostagent.commands._errors import has_nothing_to_take_up, refusal_of
 from hostagent.commands._host import Host
 from hostagent.commands._passage import Ending, Meter, Watch, halted_for
 from hostagent.commands._registry import handles
@@ -32,9 +32,6 @@ CONNECT_SECONDS = 5.0
 RECOVERIES, RECOVER_EVERY, RECOVER_SECONDS = 30, 2.0, 90.0
 """How often, after how many seconds each, and for how long at most the passage of a guest that was switched over is
 taken up again when its line broke."""
-RECOVERIES_REFUSED = 3
-"""How often the destination may say that it has nothing to take up."""
-_REFUSED = frozenset({libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID})
 _ACTIVATES_PAUSED_GUESTS = 10_000_000
 """The QEMU from which on a guest that came halted can leave halted; older ones die of it."""
 
@@ -141,22 +138,26 @@ def _carry(
 def _recover(command: MigrateDomain, host: Host, scope: Scope, domain: Any, way: _Way) -> Call | None:
     """Take up the passage of a guest that was switched over and whose line broke: half its memory is still here.
     The last call, None if there was nothing to take up."""
-    call, began, refused = None, time.monotonic(), 0
+    call, began, cut = None, time.monotonic(), False
     flags = way.route.flags | libvirt.VIR_MIGRATE_POSTCOPY | libvirt.VIR_MIGRATE_POSTCOPY_RESUME
     for attempt in range(RECOVERIES):
         if halted_for(host.link.queries, command) != libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED:
             break
-        if time.monotonic() - began > RECOVER_SECONDS or refused == RECOVERIES_REFUSED:
+        passed = time.monotonic() - began
+        if passed > RECOVER_SECONDS:
             break
+        if passed > RECOVER_SECONDS / 3 and not cut:
+            # libvirt has given the line up, QEMU has not, and cannot take up what it still holds on to
+            _sockets.cut(command.vm, command.address)
+            cut = True
         # not at once: the other end has to notice first
         time.sleep(RECOVER_EVERY)
         _log.warning("taking up a broken passage again", vm=command.vm, attempt=attempt)
         with suppress(Rejected):
             _check_answers(command, way.route.port, CONNECT_SECONDS)
             call, _ = _carry(command, host, scope, domain, way, flags)
-            if not call.over.is_set():
+            if not call.over.is_set() or (call.error is not None and has_nothing_to_take_up(call.error)):
                 break
-            refused += call.error is not None and call.error.get_error_code() in _REFUSED
     return call
 
 

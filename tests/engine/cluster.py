@@ -68,8 +68,10 @@ class SimulatedHost:
             networks=("lab",),
             address=name,
             encrypts=True,
+            machines=("pc-q35-7.2",),
+            local_dir="/var/lib/vmorch",
         )
-        host = LibvirtHost(free=free)
+        host = LibvirtHost(free=free, available=MiB(memory), machines=self.facts.machines)
         self.hypervisor = SimulatedHypervisor(self.facts, host, seconds=cluster.takes, site=cluster.site)
         self.enrolled: Enrolled | None = None
 
@@ -107,6 +109,7 @@ class Cluster:
     def __init__(self, log: Log, directory: Path) -> None:
         self.log, self.directory = log, directory
         self.bus = MemoryBus()
+        self.site = Site()
         self.keys = ControlKeys(
             operator=create("operator"), account=create("account"), system=create("account"), server=create("user")
         )

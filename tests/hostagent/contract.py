@@ -1,8 +1,9 @@
 """What every hypervisor of the agent must do, simulated or real: one suite against both.
 
 A test module takes part by subclassing `HypervisorContract` and giving these fixtures: `hypervisor`,
-`image_pin` (an image that FetchImage can fetch or has), and `stop_deaf` (makes a VM's guest ignore a request
-to power off; where guests here have no operating system it need not do anything).
+`image_pin` (an image that FetchImage can fetch or has), `stop_deaf` (makes a VM's guest ignore a request
+to power off; where guests here have no operating system it need not do anything), and `failing_hook` (makes the
+host's hook before a maintenance fail).
 """
 
 import itertools
@@ -34,6 +35,7 @@ from vmorch.core.hostcommands import (
     Power,
     PrepareArrival,
     ResumeDomain,
+    RunHook,
     SetVcpus,
     StartDomain,
     StopDomain,
@@ -351,6 +353,16 @@ class HypervisorContract:
         assert power_of(self.reaches(hypervisor, leave, already=True)) == "absent"
         self.do(hypervisor, DefineDomain(vm=vm, spec=SPEC))
         self.refused(hypervisor, leave, "migration-failed")
+
+    def test_a_host_without_a_hook_has_nothing_to_run(self, hypervisor: Hypervisor) -> None:
+        self.reaches(hypervisor, RunHook(name="after-maintenance", run=str(uuid4())))
+
+    def test_a_hook_that_fails_says_so_however_often_it_is_asked(
+        self, hypervisor: Hypervisor, failing_hook: None
+    ) -> None:
+        hook = RunHook(name="before-maintenance", run=str(uuid4()))
+        assert "before-maintenance" in self.refused(hypervisor, hook, "hook-failed").message
+        self.refused(hypervisor, hook, "hook-failed")
 
     def test_the_inventory_shows_each_domain_as_a_look_at_it_does(self, hypervisor: Hypervisor, running: VmId) -> None:
         inventory = hypervisor.inventory()

@@ -105,10 +105,12 @@ def lab_of(hosts: int, directory: Path) -> Iterator[Lab]:
         lab.down()
 
 
-def hypervisor_on(uri: str, local: Path, shared: Path | None, url: str) -> LibvirtHypervisor:
+def hypervisor_on(
+    uri: str, local: Path, shared: Path | None, url: str, hooks: Path = Path("/nonexistent")
+) -> LibvirtHypervisor:
     """The agent's hypervisor for a lab host, emulating."""
 
     def headers(path: str) -> dict[str, str]:
         return {"x-host": f"signed {path}"}
 
-    return LibvirtHypervisor(uri, local, shared, None, "tcg", CLUSTER, lambda: url, headers)
+    return LibvirtHypervisor(uri, local, shared, None, "tcg", CLUSTER, lambda: url, headers, hooks_dir=hooks)

@@ -1,6 +1,7 @@
 """A real libvirt host keeps the contract of all hypervisors."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from contract import HypervisorContract
@@ -29,14 +30,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageServer]:
 
 class TestLibvirtHypervisor(HypervisorContract):
     @pytest.fixture
-    def hypervisor(self, host: Host, server: ImageServer) -> Iterator[LibvirtHypervisor]:
-        hypervisor = hypervisor_on(host.uri, host.local, host.shared, server.url)
+    def hypervisor(self, host: Host, server: ImageServer, tmp_path: Path) -> Iterator[LibvirtHypervisor]:
+        hypervisor = hypervisor_on(host.uri, host.local, host.shared, server.url, tmp_path)
         yield hypervisor
         hypervisor.close()
 
     @pytest.fixture
     def image_pin(self, server: ImageServer) -> ImagePin:
         return pin(server.image, 64 << 20)
+
+    @pytest.fixture
+    def failing_hook(self, tmp_path: Path) -> None:
+        script = tmp_path / "before-maintenance"
+        script.write_text("#!/bin/sh\necho no\nexit 3\n")
+        script.chmod(0o755)
 
     @pytest.fixture
     def stop_deaf(self) -> Callable[[VmId], None]:

@@ -1,5 +1,7 @@
 """Real hosts keep the contract of all passages; and what only real ones can do: lose daemons, agents and cables."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from uuid import uuid4
@@ -11,7 +13,7 @@ from libvirt_host import lab_of
 from msgspec.structs import replace
 from passages import PLAIN, Leaving, PassageContract, arrival, at_home, do, failed, leave, until
 from remote import AgentDied, RemoteHypervisor
-from travelling_guest import RealTrip, domain_on
+from travelling_guest import RealTrip, arriving_on, domain_on
 
 from deploy.lab.lab import Lab
 from deploy.lab.process import identify, kill_and_wait
@@ -75,6 +77,27 @@ def test_a_source_whose_libvirtd_dies_on_the_way_keeps_the_guest(trip: RealTrip,
     trip.here.reconnect()
     failed(trip.here.resolve(going.command, scope()), "interrupted")
     at_home(trip)
+
+
+def test_a_source_whose_libvirtd_dies_after_the_switch_over_keeps_a_half_that_nobody_resumes(trip: RealTrip) -> None:
+    do(trip.there, arrival(trip))
+    libvirtd = trip.here.host.pids()["libvirtd"]
+    going = Leaving(trip, PLAIN)
+    with arriving_on(trip.there.host, trip.vm) as domain:
+        until(lambda: domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING)
+        # it has some tens of milliseconds left until it takes its own half away
+        os.kill(libvirtd, signal.SIGKILL)
+    assert isinstance(going.end(), HypervisorLost)
+    until(lambda: "libvirtd" not in trip.here.host.pids())
+    trip.here.host.start("libvirtd")
+    trip.here.reconnect()
+    left = failed(trip.here.resolve(going.command, scope()), "interrupted").observed
+    assert left is not None
+    assert (left.power, left.reason, left.moving) == ("paused", "migration", False)
+    for command in (StartDomain(vm=trip.vm), ResumeDomain(vm=trip.vm)):
+        failed(trip.here.execute(command, scope()), "libvirt-refused")
+    assert do(trip.there, ClaimDomain(vm=trip.vm, spec=trip.spec, run=True)).power == "running"
+    assert do(trip.here, ClearDomain(vm=trip.vm)).power == "absent"
 
 
 def test_a_destination_whose_libvirtd_dies_on_the_way_gets_nothing(trip: RealTrip, going: Leaving) -> None:

@@ -24,5 +24,9 @@ class TestSimulatedHypervisor(HypervisorContract):
         return ImagePin(digest=Digest("a" * 64), format="qcow2", size=5 << 20, virtual_size=1 << 30)
 
     @pytest.fixture
+    def failing_hook(self, hypervisor: SimulatedHypervisor) -> None:
+        hypervisor.tamper(lambda host: replace(host, failing_hooks=frozenset({"before-maintenance"})))
+
+    @pytest.fixture
     def stop_deaf(self, hypervisor: SimulatedHypervisor) -> Callable[[VmId], None]:
         return lambda vm: hypervisor.tamper(lambda host: replace(host, deaf=host.deaf | {vm}))

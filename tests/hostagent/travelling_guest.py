@@ -133,6 +133,14 @@ def domain_on(host: Host, vm: VmId) -> Iterator[Any]:
         yield connection.lookupByUUIDString(vm)
 
 
+@contextmanager
+def arriving_on(host: Host, vm: VmId) -> Iterator[Any]:
+    """The domain, as soon as it begins to arrive."""
+    _start_event_loop()
+    with closing(libvirt.open(host.uri)) as connection:
+        yield until(lambda: next((each for each in connection.listAllDomains() if each.UUIDString() == vm), None))
+
+
 def seen(host: RemoteHypervisor, vm: VmId) -> Observed:
     """What a host shows once nothing is under way on it any more."""
     return until(lambda: None if (found := host.observe(vm)).moving else found, 150)

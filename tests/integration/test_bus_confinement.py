@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 from vmorch.bus import ReplyAllowed, to_control_plane, to_nobody, to_sending_host
 from vmorch.bus.credentials import ensure_keys, host_credentials
 from vmorch.bus.keys import KeyPair, create
-from vmorch.core.ids import HostId
+from vmorch.core.ids import HostId, VmId
 from vmorch.wire import subjects
 
 pytestmark = [pytest.mark.anyio, pytest.mark.nats]
@@ -125,6 +125,21 @@ async def test_a_host_may_publish_its_own_facts(broker: Broker, thief: Raw) -> N
     for subject in (f"{OWN}.report", f"{OWN}.heartbeat", f"{OWN}.telemetry.vm"):
         await thief.client.publish(subject, b"")
     assert await thief.objections() == []
+
+
+async def test_the_control_plane_hears_every_hosts_telemetry(broker: Broker, thief: Raw) -> None:
+    server = await broker.control_plane()
+    heard: list[str] = []
+
+    async def hear(subject: str, reply: str, data: bytes) -> None:
+        heard.append(subject)
+
+    await server.serve(subjects.telemetries(CLUSTER), hear, reply_allowed=to_nobody)
+    told = subjects.telemetry(CLUSTER, H1, VmId("0192f0c1-5b6a-7c3d-8e4f-0123456789ab"))
+    await thief.client.publish(told, b"")
+    await until(lambda: heard == [told])
+    assert await thief.objections() == []
+    await server.close()
 
 
 async def test_a_host_may_hear_its_own_commands_and_inbox(broker: Broker, thief: Raw) -> None:
