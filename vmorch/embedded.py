@@ -86,6 +86,8 @@ class EmbeddedPostgres:
                     *("-c", f"unix_socket_directories={self._sockets}"),
                     *("-c", "unix_socket_permissions=0700"),
                     *("-c", f"port={_PORT}"),
+                    # in the data directory, so that a killed server leaves nothing in /dev/shm
+                    *("-c", "dynamic_shared_memory_type=mmap"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

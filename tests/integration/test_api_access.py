@@ -135,9 +135,14 @@ async def test_bad_input_is_refused_with_its_place(api: Api, body: bytes, said: 
 
 async def test_a_malformed_name_has_a_code_of_its_own(api: Api) -> None:  # noqa: F811
     async with api.client() as client:
-        response = await client.post("/v1/vms", json={"name": "Web 1", "image": "x", "memory": 512})
-    assert (response.status_code, response.json()["code"]) == (422, "bad-name")
-    assert response.json()["detail"].startswith("name must be 1 to 63 of a-z, 0-9 and -")
+        for method, path, body in (
+            ("POST", "/v1/vms", b'{"name": "Web 1", "image": "x", "memory": 512}'),
+            ("POST", "/v1/hosts", b'{"name": "Web 1"}'),
+            ("PUT", "/v1/images/Web%201/content", b"x" * 512),
+        ):
+            response = await client.request(method, path, content=body)
+            assert (response.status_code, response.json()["code"]) == (422, "bad-name")
+            assert "1 to 63 of a-z, 0-9 and -" in response.json()["detail"]
 
 
 async def test_bad_parameters_and_headers_are_refused(api: Api) -> None:  # noqa: F811
