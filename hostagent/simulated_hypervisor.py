@@ -245,12 +245,12 @@ class SimulatedHypervisor:
         if fault is not None and fault.leftover is not None:
             leftover = fault.leftover
         passage = self._passages[vm] = Passage(command, domain, machine, peer, progress)
+        before = machine.host
         try:
-            answer = passage.carry(scope, self._sleep, lost=when == "lost-during", leftover=leftover)
+            return passage.carry(scope, self._sleep, lost=when == "lost-during", leftover=leftover)
         finally:
             del self._passages[vm]
-        self.effects[command.kind] += answer.observed is None or answer.observed.power != domain.power
-        return answer
+            self.effects[command.kind] += machine.host != before
 
     def _takes(self, command: HostCommand) -> float:
         host = self.host
