@@ -1,36 +1,107 @@
-"""Where simulated hosts find each other: by address, and over the storage that some of them share."""
+"""Simulated machines, and where they find each other: by address, and over the storage that some of them share."""
 
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from vmorch.core.hypervisor import shared_disks, with_shared_disks
+from hostagent.hypervisor import HypervisorLost
+from vmorch.core.hostcommands import Observed
+from vmorch.core.hypervisor import (
+    Domain,
+    LibvirtHost,
+    after_restart,
+    observe,
+    shared_disks,
+    with_half,
+    with_shared_disks,
+)
 from vmorch.core.ids import VmId
 
-if TYPE_CHECKING:
-    from hostagent.simulated_hypervisor import SimulatedHypervisor
+
+class Machine:
+    """What stands on one simulated host, and whether its libvirt is there. `keep` is called with every new state
+    before anybody sees it."""
+
+    def __init__(self, address: str, storage: str, host: LibvirtHost, keep: Callable[[LibvirtHost], None]) -> None:
+        """`storage` names the shared storage that it sees; empty for none."""
+        self.address = address
+        self.storage = storage
+        self.host = host
+        self.here = True
+        self.changed: Callable[[VmId | None], None] = lambda vm: None
+        self.lost: Callable[[], None] = lambda: None
+        self.lock = threading.RLock()
+        self._keep = keep
+
+    def put(self, host: LibvirtHost) -> None:
+        """This is what stands on it now. Only with the lock held."""
+        if host != self.host:
+            self._keep(host)
+            self.host = host
+
+    def tamper(self, change: Callable[[LibvirtHost], LibvirtHost]) -> None:
+        """Change it behind its agent's back."""
+        with self.lock:
+            self.put(change(self.host))
+        self.changed(None)
+
+    def observe(self, vm: VmId) -> Observed:
+        return observe(self.host, vm)
+
+    def reachable(self) -> None:
+        """Raises HypervisorLost if its libvirt is away."""
+        if not self.here:
+            raise HypervisorLost("the simulated daemon is away")
+
+    def vanish(self) -> None:
+        """Its libvirt goes away; guests that were leaving stay, and those that were coming do not come."""
+        self.here = False
+        with self.lock:
+            self.put(after_restart(self.host))
+        self.lost()
 
 
 class Site:
-    """The simulated hosts of one process. Hosts with the same `shared_id` see the same files on shared storage."""
+    """The simulated hosts of one process. Machines with the same storage see the same files on it."""
 
     def __init__(self) -> None:
-        self._hosts: dict[str, SimulatedHypervisor] = {}
+        self._machines: dict[str, Machine] = {}
         self._lock = threading.Lock()
 
-    def join(self, address: str, host: "SimulatedHypervisor") -> None:
-        """The host is reached at this address from now on."""
+    def join(self, machine: Machine) -> None:
+        """The machine is reached at its address from now on."""
         with self._lock:
-            self._hosts[address] = host
+            self._machines[machine.address] = machine
 
-    def at(self, address: str) -> "SimulatedHypervisor | None":
-        """The host at an address."""
+    def at(self, address: str) -> Machine | None:
+        """The machine at an address."""
         with self._lock:
-            return self._hosts.get(address)
+            return self._machines.get(address)
 
-    def share(self, source: "SimulatedHypervisor", vm: VmId) -> None:
+    def share(self, source: Machine, vm: VmId) -> None:
         """Show what of the VM lies on shared storage to all who see that storage."""
+        if not source.storage:
+            return
         with self._lock:
-            others = [each for each in self._hosts.values() if each is not source and each.shares_with(source)]
+            others = [each for each in self._machines.values() if each.storage == source.storage and each is not source]
         disks = shared_disks(source.host, vm)
         for each in others:
             each.tamper(lambda host: with_shared_disks(host, vm, disks))
+
+
+@contextmanager
+def both(one: Machine, other: Machine) -> Iterator[None]:
+    """Nobody else changes either machine meanwhile."""
+    # always in the same order, so that two passages in opposite directions do not wait for each other
+    first, second = sorted((one, other), key=lambda machine: machine.address)
+    with first.lock, second.lock:
+        yield
+
+
+def set_halves(vm: VmId, source: Machine, left: Domain | None, destination: Machine, arrived: Domain | None) -> None:
+    """In one stroke, this is what each end shows of the domain."""
+    with both(source, destination):
+        source.put(with_half(source.host, vm, left))
+        destination.put(with_half(destination.host, vm, arrived))
+    source.changed(vm)
+    destination.changed(vm)

@@ -28,10 +28,7 @@ _POWER: dict[int, Power] = {
 }
 
 
-_ARRIVING = frozenset({
-    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION),
-    (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_STARTING_UP),
-})  # fmt: skip
+_ARRIVING = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION)
 """What a guest shows that is on its way here; one that is not may show the same."""
 _ARRIVAL_SECONDS = 1.0
 
@@ -126,7 +123,7 @@ def domain_is_active(state: int) -> bool:
 
 def is_arriving(host: Host, domain: Any, state: int, reason: int) -> bool:
     """Whether the guest is on its way here. Answers within a second, also when its QEMU does not."""
-    if (state, reason) not in _ARRIVING:
+    if (state, reason) != _ARRIVING:
         return False
     vm = VmId(domain.name())
     asked = host.asking.get(vm)

@@ -31,7 +31,8 @@ def take_inventory(host: Host) -> Inventory:
                 continue
             vm = VmId(name)
             domains[vm] = _seen(host, domain, stats["state.state"], stats["state.reason"])
-            if differs := _differences(host, domain):
+            # a guest on its way here gets its configuration at the end
+            if not domains[vm].moving and (differs := _differences(host, domain)):
                 configuration[vm] = differs
     return Inventory(domains=domains, configuration=configuration, unmanaged=tuple(sorted(unmanaged)))
 

@@ -177,6 +177,8 @@ def _is_alive(domain: Any) -> bool:
 def _check_can_leave(command: MigrateDomain, host: Host, domain: Any, seen: Observed) -> None:
     if seen.power not in ("running", "paused"):
         raise Rejected("migration-failed", f"the domain is {seen.power}")
+    if host.passages.moving(command.vm):
+        raise Rejected("busy", "libvirt hangs in an earlier migration of the domain")
     local = str(host.layout.vm("local", command.vm))
     left = [
         name
@@ -185,6 +187,8 @@ def _check_can_leave(command: MigrateDomain, host: Host, domain: Any, seen: Obse
     ]
     if left:
         raise Rejected("migration-failed", f"disk {', '.join(left)} is on local storage and would stay behind")
+    if command.copy and (domain.snapshotNum() or domain.listAllCheckpoints()):
+        raise Rejected("migration-failed", "its snapshots and checkpoints are inside of its disks: a copy has none")
     old = host.link.calls.getVersion() < _ACTIVATES_PAUSED_GUESTS
     if seen.power == "paused" and old and host.runs.of(command.vm).arrival:
         raise Rejected(

@@ -36,6 +36,7 @@ class RemoteHypervisor:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._socket = host.directory / "hv.sock"
+        self._log = host.directory / "log" / "hypervisor.log"
         self._numbers = itertools.count(1)
         self._waiting: dict[int, SimpleQueue[dict[str, Any] | None]] = {}
         self._line: socket.socket | None = None
@@ -69,6 +70,10 @@ class RemoteHypervisor:
             self.host.kill(DAEMON)
         with self._lock:
             self._line = None
+
+    def log(self) -> str:
+        """What the process has logged."""
+        return self._log.read_text(errors="replace")
 
     def _order(self, what: str, command: HostCommand, scope: Scope) -> Answer:
         asked = {"do": what, "command": msgspec.to_builtins(pack(command)), "seconds": scope.remaining()}
@@ -132,7 +137,7 @@ class RemoteHypervisor:
         }
         program = Path(__file__).with_name("inside.py")
         argv = [sys.executable, str(program), str(self._socket), json.dumps(settings)]
-        self.host.container.start(DAEMON, argv, self.host.directory / "log" / "hypervisor.log")
+        self.host.container.start(DAEMON, argv, self._log)
 
     def _connect(self) -> socket.socket:
         until = time.monotonic() + 30

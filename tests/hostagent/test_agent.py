@@ -323,7 +323,7 @@ def test_an_effect_of_which_the_daemon_died_is_found_when_it_is_back(tmp_path: P
             hypervisor.vanish_at_next("lost-before")
             lost_before = plane.order(define)
             await plane.send(lost_before)
-            await until(lambda: not hypervisor._here)
+            await until(lambda: not hypervisor.here)
             hypervisor.come_back()
             await until(lambda: lost_before.id in plane.answers())
             assert _code(plane, lost_before.id) == "interrupted"
@@ -331,7 +331,7 @@ def test_an_effect_of_which_the_daemon_died_is_found_when_it_is_back(tmp_path: P
             hypervisor.vanish_at_next("lost-after")
             lost_after = plane.order(start)
             await plane.send(lost_after)
-            await until(lambda: not hypervisor._here)
+            await until(lambda: not hypervisor.here)
             hypervisor.come_back()
             await until(lambda: lost_after.id in plane.answers())
             answer = plane.answers()[lost_after.id]

@@ -148,7 +148,7 @@ def test_a_cable_pulled_in_the_switch_over_costs_a_pause_and_nothing_else(trip: 
     """QEMU hangs in the kernel, monitor and all, when the line dies in this moment."""
     trip.restless()
     do(trip.there, arrival(trip))
-    going = Leaving(trip, replace(trip.endless, max_downtime=20))
+    going, logged = Leaving(trip, replace(trip.endless, max_downtime=20)), len(trip.here.log())
     until(lambda: trip.here.observe(trip.vm).power == "paused")
     trip.there.host.cut_link()
     try:
@@ -158,6 +158,7 @@ def test_a_cable_pulled_in_the_switch_over_costs_a_pause_and_nothing_else(trip: 
         until(lambda: trip.here.observe(trip.vm).power == "running")
     finally:
         trip.there.host.restore_link()
+    assert "connections cut" in trip.here.log()[logged:]
     at_home(trip)
 
 
@@ -239,6 +240,17 @@ def test_what_libvirt_knows_of_snapshots_and_checkpoints_goes_along(trip: RealTr
     going.under_way()
     going.scope.withdraw()
     assert isinstance(going.end(), Withdrawn)
+    assert _known(trip.here, trip.vm) == (["first", "second"], "second", ["point"])
+    at_home(trip)
+    do(trip.there, arrival(trip))
+    going = Leaving(trip, trip.slow)
+    going.under_way()
+    trip.here.kill()
+    going.end()
+    order = scope()
+    order.withdraw()
+    with pytest.raises(Withdrawn):
+        trip.here.resolve(going.command, order)
     assert _known(trip.here, trip.vm) == (["first", "second"], "second", ["point"])
     at_home(trip)
     do(trip.there, arrival(trip))

@@ -37,8 +37,8 @@ class SimulatedTrip:
     slow = endless = PLAIN
 
     def __init__(self, seconds: float = 1.0) -> None:
-        site = Site()
-        self.here, self.there = (_host(name, site, seconds) for name in ("h1", "h2"))
+        self.site = Site()
+        self.here, self.there = (_host(name, self.site, seconds) for name in ("h1", "h2"))
         self.vm, self.spec = new_vm(), replace(SPEC, disks=(SHARED,))
         start = (CreateDisk(vm=self.vm, disk=SHARED), DefineDomain(vm=self.vm, spec=self.spec), StartDomain(vm=self.vm))
         for command in start:
@@ -153,7 +153,7 @@ def test_a_local_disk_goes_along_only_when_it_is_carried(trip: SimulatedTrip) ->
 
 
 def test_what_lies_on_shared_storage_is_seen_by_all_who_share_it(trip: SimulatedTrip) -> None:
-    alone = SimulatedHypervisor(replace(FACTS, hostname="h3", address="h3"), LibvirtHost(), site=trip.here._site)
+    alone = SimulatedHypervisor(replace(FACTS, hostname="h3", address="h3"), LibvirtHost(), site=trip.site)
     refused = alone.execute(arrival(trip), scope())
     assert isinstance(refused, Failed)
     assert "shared storage" in refused.message
