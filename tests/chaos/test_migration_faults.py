@@ -184,6 +184,25 @@ def test_a_guest_runs_exactly_once_whatever_breaks_on_its_way(
         _ticks_never_step_back(site, traveller)
 
 
+def test_a_guest_whose_qemu_hangs_in_a_switch_over_to_nobody_is_given_up_and_starts_again(
+    lab_site: Site, traveller: str
+) -> None:
+    site = lab_site
+    if site.api.vm(traveller)["power"] != "running":
+        site.api.on_vm(traveller, "start")
+    journey = Journey(site, traveller)
+    journey.begin()
+    journey.switch_over()
+    # what a QEMU is from outside that waits for ever, holding its own lock, on a line that it has closed itself
+    os.kill(site.host(journey.source).qemus()[traveller], signal.SIGSTOP)
+    journey.destination_qemu()
+    vm = journey.settled()
+    assert (vm["host"], vm["power"]) == (journey.source, "off")
+    assert all(traveller not in host.qemus() for host in site.lab.hosts)
+    site.api.on_vm(traveller, "start")
+    assert _runs_on(site, traveller, site.api.vm(traveller), may_be_lost=False)
+
+
 def _runs_on(site: Site, vm: str, seen: dict[str, Any], *, may_be_lost: bool) -> bool:
     """Whether the guest runs, which it must on the host that the log names and on no other."""
     qemus = {host.name for host in site.lab.hosts if vm in host.qemus()}

@@ -59,6 +59,14 @@ def test_nothing_is_judged_while_the_source_still_migrates() -> None:
             assert judge(seen(here, moving=True), seen(there), patient=False).verdict == "unknown"
 
 
+def test_a_guest_that_hangs_in_a_switch_over_to_nobody_is_its_sources_in_the_end() -> None:
+    source = seen("paused", reason="migration", moving=True)
+    assert judge(source, seen("absent"), patient=True).verdict == "again"
+    assert judge(source, seen("absent"), patient=False).verdict == "stayed"
+    for there in ("off", "paused", "running"):
+        assert judge(source, seen(there), patient=False).verdict == "unknown"
+
+
 def test_two_running_copies_are_not_looked_at_again_but_told_at_once() -> None:
     assert judge(seen("running"), seen("running"), patient=True).verdict == "unknown"
 

@@ -209,7 +209,7 @@ class HypervisorContract:
         self.do(hypervisor, CreateDisk(vm=vm, disk=DISK), seed, DefineDomain(vm=vm, spec=SPEC))
         assert power_of(self.reaches(hypervisor, UndefineDomain(vm=vm))) == "absent"
         self.reaches(hypervisor, DeleteSeed(vm=vm), already=True)
-        assert isinstance(hypervisor.resolve(CreateDisk(vm=vm, disk=DISK)), Done), "disks stay"
+        assert isinstance(hypervisor.resolve(CreateDisk(vm=vm, disk=DISK), scope()), Done), "disks stay"
 
     def test_a_seed_that_lost_its_domain_goes_too(self, hypervisor: Hypervisor, vm: VmId) -> None:
         self.do(hypervisor, WriteSeed(vm=vm, seed=SeedSpec(hostname="web"), nics=(NIC,), instance="i-1"))
@@ -220,7 +220,7 @@ class HypervisorContract:
         seed = WriteSeed(vm=running, seed=SeedSpec(hostname="web"), nics=(NIC,), instance="i-1")
         self.do(hypervisor, seed)
         assert power_of(self.reaches(hypervisor, UndefineDomain(vm=running))) == "running"
-        assert isinstance(hypervisor.resolve(seed), Done)
+        assert isinstance(hypervisor.resolve(seed, scope()), Done)
         assert power_of(self.do(hypervisor, StopDomain(vm=running, grace=0, force=True))) == "absent"
         self.reaches(hypervisor, UndefineDomain(vm=running))
         self.reaches(hypervisor, DeleteSeed(vm=running), already=True)

@@ -7,7 +7,7 @@ from functools import partial
 from vmorch.core.aggregates.passage import LooksEnded, StepJudged
 from vmorch.core.aggregates.vm import Operation, Vm
 from vmorch.core.codec import pack
-from vmorch.core.hostcommands import ObserveDomain
+from vmorch.core.hostcommands import Observed, ObserveDomain
 from vmorch.core.ids import OperationId, stream
 from vmorch.core.operation import Change, Look, Settle, change
 from vmorch.engine.orders import ASK_AGAIN, RETRY, Orders
@@ -20,6 +20,8 @@ LOOKING = 60.0
 UNSEEN = 15.0
 """The same while one of them cannot be reached at all: it is then settled when that host is back, and nothing is lost
 by saying so early."""
+SWITCHING = 15.0
+"""The same while the guest is halted for its switch-over: whoever was to end that has had its time before."""
 NEXT_LOOK, LATER_LOOK = 0.5, 3.0
 """Seconds before another look, first and at most."""
 
@@ -50,8 +52,7 @@ class Looking:
         step = operation.steps[look.index]
         assert step.judged is not None
         source = operation.progress.sights.get(step.judged[0])
-        # a passage that is still seen to be under way has the time that it was given
-        limit = max(LOOKING, step.deadline) if source is not None and source.observed.moving else LOOKING
+        limit = LOOKING if source is None else _patience(source.observed, step.deadline)
         packed = pack(ObserveDomain(vm=vm.id))
         id = OrderRef(operation.id, look.index, "look", look.round).id
         with self.world.watch(stream("vm", vm.id), *(stream("host", each) for each in look.hosts)) as moved:
@@ -72,6 +73,13 @@ class Looking:
                     isinstance(receipt, Receipt) and receipt.accepted for receipt in receipts
                 )
                 await woken(moved, min(ASK_AGAIN if heard else RETRY, left))
+
+
+def _patience(source: Observed, deadline: float) -> float:
+    if not source.moving:
+        return LOOKING
+    # a passage that is still seen to be under way has the time that it was given
+    return SWITCHING if source.reason == "migration" else max(LOOKING, deadline)
 
 
 def _end_looks(index: int, seconds: float, vm: Vm, operation: Operation) -> tuple[Change, ...]:
