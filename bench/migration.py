@@ -138,6 +138,7 @@ def bench() -> Iterator[Bench]:
              "--host", lab.hosts[0].name],
             env=environment, check=True,
         )  # fmt: skip
+        api.warm()
         known = api.ask("GET", "/v1/images/tiny")["item"]
         pin = ImagePin(
             digest=known["digest"], format=known["format"], size=known["size"], virtual_size=known["virtual_size"]
@@ -148,6 +149,7 @@ def bench() -> Iterator[Bench]:
             calls.do("create", direct, "direct")
         finally:
             calls.close()
+        api.warm()
         ours = str(api.ask("GET", "/v1/vms/ours")["item"]["id"])
         console = lab.directory / "shared" / "direct" / direct / "serial.log"
         wait_for(lambda: console.exists() and "ready " in console.read_text(errors="replace"), 120, "the other guest")
