@@ -141,7 +141,8 @@ def _check(body: dict[str, Any], limits: Mapping[str, Mapping[str, Any]]) -> Non
 
         refusal = bad_value(str(error))
         detail, _, where = refusal.reason.partition(" - at ")
-        name = where.strip("`$.").replace("_", "-")
+        # "at `$.memory`" or, for the key of a mapping, "at `key` in `$.set`"
+        name = where.rpartition("`$.")[2].rstrip("`").replace("_", "-")
         raise Problem(refusal.code, f"{name}: {detail}" if name else detail) from error
 
 

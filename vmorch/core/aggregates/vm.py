@@ -112,7 +112,8 @@ class Vm(Struct, frozen=True, kw_only=True):
         found: dict[str, tuple[int, int]] = {}
         if self.live_vcpus and self.live_vcpus != self.spec.vcpus:
             found["vcpus"] = (self.live_vcpus, self.spec.vcpus)
-        if self.live_memory and self.live_memory != self.spec.memory:
+        # what is too much a running guest gives back; only what is beyond its maximum has to wait
+        if self.live_memory and self.live_memory < self.spec.memory:
             found["memory"] = (self.live_memory, self.spec.memory)
         return found
 
