@@ -175,9 +175,9 @@ def test_a_guest_runs_exactly_once_whatever_breaks_on_its_way(
         heal()
         vm = journey.settled()
         lives = _runs_on(site, traveller, vm, may_be_lost=fault == "destination_qemu")
-    seen = read(log)
-    assert any(each.vm == traveller for each in seen), "the observer saw nothing of the guest"
-    assert overlaps(seen, traveller) == []
+        # a guest that was hardly disturbed may have needed no measurable time of its vCPU yet
+        until(lambda: any(each.vm == traveller for each in read(log)), 60, "the observer's sight of the guest")
+    assert overlaps(read(log), traveller) == []
     promised = [host["name"] for host in site.api.items("/v1/hosts") if host["promised"]["memory"]]
     assert promised == [vm["host"]]
     if lives:

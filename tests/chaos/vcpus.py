@@ -102,8 +102,9 @@ def watched(log: Path) -> Iterator[Path]:
 
 
 def read(log: Path) -> list[Ran]:
-    """Everything that an observer saw."""
-    return [Ran(*json.loads(line)) for line in log.read_text().splitlines()[1:]]
+    """Everything that an observer saw until now."""
+    whole, _, _ = log.read_text().rpartition("\n")
+    return [Ran(*json.loads(line)) for line in whole.splitlines()[1:]]
 
 
 def overlaps(seen: list[Ran], vm: str) -> list[str]:
