@@ -17,6 +17,11 @@ def is_absent(error: libvirt.libvirtError) -> bool:
     return bool(error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN)
 
 
+def is_busy(error: libvirt.libvirtError) -> bool:
+    """Whether libvirt gave up waiting for another of its jobs on the domain."""
+    return error.get_error_code() in _BUSY
+
+
 def has_nothing_to_take_up(error: libvirt.libvirtError) -> bool:
     """Whether a destination says that no half of the guest is there any more. It has no code of its own for that."""
     return is_absent(error) or _NO_HALF in (error.get_error_message() or "")

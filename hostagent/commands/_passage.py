@@ -6,6 +6,7 @@ Must not decide when to give up (the core does), nor whose the guest is afterwar
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import libvirt
@@ -14,13 +15,13 @@ from msgspec.structs import replace
 
 from hostagent.commands import _sockets
 from hostagent.commands._aside import Call
-from hostagent.commands._errors import is_absent
+from hostagent.commands._errors import is_absent, is_busy
 from hostagent.commands._host import Host
 from hostagent.commands._samples import is_over, sample_of
 from hostagent.hypervisor import Expired, Scope, Withdrawn
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import MigrateDomain, Passage, Sample
-from vmorch.core.migration import Steer, Track, follow, steer
+from vmorch.core.migration import Track, follow, steer
 
 SAMPLE_EVERY = 0.4
 _LOOK_EVERY = 0.1
@@ -56,9 +57,18 @@ def halted_for(connection: Any, command: MigrateDomain) -> int | None:
 
 class Meter:
     """Takes samples of a domain's migration job until `close`. `gone` is set once there is no such job, unless it is
-    still `coming`."""
+    still `coming`; `ended` is called, in the meter's thread, when no more samples are taken."""
 
-    def __init__(self, domain: Any, queries: Any, command: MigrateDomain, scope: Scope, *, coming: bool) -> None:
+    def __init__(
+        self,
+        domain: Any,
+        queries: Any,
+        command: MigrateDomain,
+        scope: Scope,
+        *,
+        coming: bool,
+        ended: Callable[[], None] = lambda: None,
+    ) -> None:
         self.gone = threading.Event()
         self.newest: Sample | None = None
         self._domain = domain
@@ -66,6 +76,7 @@ class Meter:
         self._command = command
         self._scope = scope
         self._coming = coming
+        self._ended = ended
         self._closed = threading.Event()
         threading.Thread(target=self._run, name="vmorch-meter", daemon=True).start()
 
@@ -81,11 +92,19 @@ class Meter:
         except libvirt.libvirtError as error:
             # gone, or libvirt itself is: who waits for the job finds out
             _log.debug("no more samples", vm=self._command.vm, error=str(error))
-        self.gone.set()
+        finally:
+            self._ended()
+            self.gone.set()
 
     def _take(self, memory: int) -> bool:
         """Whether there is a job, or one to come."""
-        stats = self._domain.jobStats()
+        try:
+            stats = self._domain.jobStats()
+        except libvirt.libvirtError as error:
+            if is_busy(error):
+                # QEMU owes libvirt an answer: something is still under way
+                return True
+            raise
         reason = halted_for(self._queries, self._command)
         if is_over(stats) or reason == libvirt.VIR_DOMAIN_PAUSED_POSTCOPY_FAILED:
             return self._coming
@@ -169,7 +188,13 @@ class Watch:
 
     def _steered(self, track: Track, sample: Sample) -> Ending | None:
         what, why = steer(track, sample, self._passage)
-        return self._switch(why) if what == "postcopy" else _stalled(what, why)
+        match what:
+            case "go-on":
+                return None
+            case "postcopy":
+                return self._switch(why)
+            case "abort":
+                return Rejected("migration-stalled", why)
 
     def _switch(self, why: str) -> Ending | None:
         """Switch the guest over; give up if QEMU does not."""
@@ -192,7 +217,7 @@ class Watch:
             self._cut = True
             _sockets.cut(self._command.vm, self._command.address)
         if seconds > SILENCE_SECONDS + ABORT_SECONDS + CUT_SECONDS:
-            return Rejected("migration-failed", f"no page of the guest was asked for in {seconds:.0f} s")
+            return Rejected("migration-failed", f"nothing of the guest came over for {seconds:.0f} s")
         return None
 
     def _ended(self) -> bool:
@@ -213,7 +238,3 @@ class Watch:
 
     def _is_switched_over(self) -> bool:
         return halted_for(self._host.link.queries, self._command) in _POSTCOPY
-
-
-def _stalled(what: Steer, why: str) -> Ending | None:
-    return Rejected("migration-stalled", why) if what == "abort" else None

@@ -162,15 +162,52 @@ def test_a_cable_pulled_in_the_switch_over_costs_a_pause_and_nothing_else(trip: 
     at_home(trip)
 
 
-def test_a_switched_over_guest_outlives_a_break_of_its_line(trip: RealTrip) -> None:
-    do(trip.there, arrival(trip))
-    going = Leaving(trip, replace(trip.endless, on_stall="postcopy"))
-    _switch_over(trip, going)
-    with domain_on(trip.here.host, trip.vm) as domain:
+def _switch_over(trip: RealTrip, going: Leaving) -> None:
+    going.under_way()
+    do(trip.here, TuneMigration(vm=trip.vm, postcopy=True))
+    # in the first moment libvirt does not notice that a line breaks, and hangs for ever at both ends
+    until(lambda: len([each for each in going.samples if each.postcopy]) > 3)
+    there = trip.there.observe(trip.vm)
+    assert (there.reason, trip.here.observe(trip.vm).reason) == ("postcopy", "postcopy")
+
+
+def test_a_line_that_breaks_after_the_switch_over_is_mended_or_leaves_both_halves(guest: RealTrip) -> None:
+    guest.ready()
+    do(guest.there, arrival(guest))
+    going = Leaving(guest, replace(guest.endless, on_stall="postcopy"))
+    _switch_over(guest, going)
+    with domain_on(guest.here.host, guest.vm) as domain:
         domain.abortJobFlags(libvirt.VIR_DOMAIN_ABORT_JOB_POSTCOPY)
-    assert isinstance(going.end(120), Done)
-    claimed = do(trip.there, ClaimDomain(vm=trip.vm, spec=trip.spec, run=True))
-    assert (claimed.power, claimed.reason) == ("running", "")
+    _mended_or_left(guest, going)
+
+
+def test_a_cable_pulled_after_the_switch_over_is_outlived_or_leaves_both_halves(guest: RealTrip) -> None:
+    guest.ready()
+    do(guest.there, arrival(guest))
+    going = Leaving(guest, replace(guest.endless, on_stall="postcopy"))
+    _switch_over(guest, going)
+    guest.there.host.cut_link()
+    try:
+        until(lambda: guest.here.observe(guest.vm).reason == "postcopy failed")
+    finally:
+        guest.there.host.restore_link()
+    _mended_or_left(guest, going)
+
+
+def _mended_or_left(trip: RealTrip, going: Leaving) -> None:
+    """libvirt 9.0 cannot ask a QEMU whose main loop waits for a page to take its passage up again; then nothing can."""
+    ended = going.end(170)
+    if isinstance(ended, Done):
+        claimed = do(trip.there, ClaimDomain(vm=trip.vm, spec=trip.spec, run=True))
+        assert (claimed.power, claimed.reason) == ("running", "")
+        trip.ticked_once_and_goes_on()
+        return
+    failed(ended, "migration-failed")
+    here, there = trip.here.observe(trip.vm), trip.there.observe(trip.vm)
+    assert (here.power, here.reason) == ("paused", "postcopy failed")
+    assert (there.power, there.reason) == ("running", "postcopy failed")
+    for command in (StartDomain(vm=trip.vm), ResumeDomain(vm=trip.vm)):
+        failed(trip.here.execute(command, scope()), "libvirt-refused")
 
 
 def test_a_half_whose_other_half_died_is_cut_off_and_never_resumed(guest: RealTrip) -> None:
@@ -188,29 +225,6 @@ def test_a_half_whose_other_half_died_is_cut_off_and_never_resumed(guest: RealTr
     for command in (StartDomain(vm=guest.vm), ResumeDomain(vm=guest.vm)):
         failed(guest.here.execute(command, scope()), "libvirt-refused")
     assert do(guest.here, ClaimDomain(vm=guest.vm, spec=guest.spec, run=True)).power == "off"
-
-
-def _switch_over(trip: RealTrip, going: Leaving) -> None:
-    going.under_way()
-    do(trip.here, TuneMigration(vm=trip.vm, postcopy=True))
-    # in the first moment libvirt does not notice that a line breaks, and hangs for ever at both ends
-    until(lambda: len([each for each in going.samples if each.postcopy]) > 3)
-    there = trip.there.observe(trip.vm)
-    assert (there.reason, trip.here.observe(trip.vm).reason) == ("postcopy", "postcopy")
-
-
-def test_a_switched_over_guest_outlives_a_pulled_cable(trip: RealTrip) -> None:
-    do(trip.there, arrival(trip))
-    going = Leaving(trip, replace(trip.endless, on_stall="postcopy"))
-    _switch_over(trip, going)
-    trip.there.host.cut_link()
-    try:
-        until(lambda: trip.here.observe(trip.vm).reason == "postcopy failed")
-    finally:
-        trip.there.host.restore_link()
-    assert isinstance(going.end(140), Done)
-    claimed = do(trip.there, ClaimDomain(vm=trip.vm, spec=trip.spec, run=True))
-    assert (claimed.power, claimed.reason) == ("running", "")
 
 
 def test_a_guest_that_came_paused_is_not_lost_by_leaving_paused(trip: RealTrip) -> None:
