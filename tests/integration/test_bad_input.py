@@ -196,6 +196,10 @@ def test_what_libvirt_refuses_is_told_in_its_words_and_taken_back(site: Site) ->
     assert code == "libvirt-refused"
     assert "no network with matching name 'extra'" in said
     site.assert_empty()
+    # whoever takes this host out of service later would wait for the network to come back
+    host.kill("agent")
+    host.start("agent")
+    until(lambda: "extra" not in site.api.host("hv-01")["facts"]["networks"], 30, "the host's facts as they are")
 
 
 FOREIGN = """
