@@ -1,17 +1,19 @@
 """Changes that are over when the API has answered: no operation, nothing to wait for. Must not know any noun."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from cli.client import accepted
 from cli.output import show_document, structured
 from cli.session import Session
 
 
-def record(session: Session, path: str, body: Mapping[str, Any], said: str) -> None:
+def record(
+    session: Session, path: str, body: Mapping[str, Any], said: str, *, method: Literal["POST", "PATCH"] = "POST"
+) -> None:
     """Ask for the change and say that it is recorded; `said` may use {name} and {position}."""
     session.demand_reason()
-    answer = session.client.change(path, body, request_id=session.request_id)
+    answer = session.client.change(path, body, request_id=session.request_id, method=method)
     if structured(session):
         show_document(session, answer.body)
         return

@@ -1,15 +1,18 @@
 """The public API as calls: who asks and why goes with each request. Must not print or decide what is shown."""
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 
 from cli.problems import Problem
 from cli.settings import Settings
-from cli.shapes import Accepted, Listing, Plan, Single
-from cli.sse import ServerEvent
 from cli.transport import Answer, Query, Trace, Transport, parse_address, quote
+
+if TYPE_CHECKING:
+    # the shapes of answers are not needed to ask
+    from cli.shapes import Accepted, Listing, Plan, Single
+    from cli.sse import ServerEvent
 
 T = TypeVar("T")
 
@@ -32,17 +35,23 @@ class Client:
         """A document. `limit` in seconds."""
         return self.transport.request("GET", path, query=query, limit=limit, patient=patient)
 
-    def single(self, path: str, shape: type[T]) -> Single[T]:
+    def single(self, path: str, shape: type[T]) -> "Single[T]":
         """A document of one thing, decoded."""
+        from cli.shapes import Single
+
         return decode(self.get(path).body, Single[shape])  # type: ignore[valid-type]  # as in `pages`
 
-    def pages(self, path: str, query: Query, shape: type[T]) -> Iterator[Listing[T]]:
+    def pages(self, path: str, query: Query, shape: type[T]) -> "Iterator[Listing[T]]":
         """A list, page by page, to its end or to the `limit` in the query."""
+        from cli.shapes import Listing
+
         for body in self.bodies(path, query):
             yield decode(body, Listing[shape])  # type: ignore[valid-type]  # msgspec builds the type at run time
 
     def bodies(self, path: str, query: Query) -> Iterator[bytes]:
         """The pages of a list as they came."""
+        from cli.shapes import Listing
+
         left = query.get("limit")
         cursor: str | int | None = None
         while True:
@@ -64,12 +73,13 @@ class Client:
         body: Mapping[str, Any],
         *,
         request_id: str,
+        method: Literal["POST", "PATCH"] = "POST",
         dry_run: bool = False,
         limit: float = 60.0,
     ) -> Answer:
         """Ask for a change. The same request id asks for the same change, however often it is sent."""
         return self.transport.request(
-            "POST",
+            method,
             path,
             query={"dryRun": True} if dry_run else None,
             body=msgspec.json.encode(body),
@@ -93,13 +103,13 @@ class Client:
             path, source, size, query=query, headers=self.change_headers(request_id), progress=progress
         )
 
-    def stream(self, path: str, query: Query | None = None) -> Generator[ServerEvent, None, None]:
+    def stream(self, path: str, query: Query | None = None) -> "Generator[ServerEvent, None, None]":
         """Events as they come, until the stream ends. Raises Away, Problem."""
         return self.transport.stream("GET", path, query=query)
 
     def change_stream(
         self, path: str, body: Mapping[str, Any], *, request_id: str
-    ) -> Generator[ServerEvent, None, None]:
+    ) -> "Generator[ServerEvent, None, None]":
         """Ask for a change whose progress comes as events."""
         return self.transport.stream(
             "POST", path, body=msgspec.json.encode(body), headers=self.change_headers(request_id)
@@ -124,11 +134,15 @@ def decode(body: bytes, shape: type[T]) -> T:
         ) from error
 
 
-def accepted(answer: Answer) -> Accepted:
+def accepted(answer: Answer) -> "Accepted":
     """The receipt of a change."""
+    from cli.shapes import Accepted
+
     return decode(answer.body, Accepted)
 
 
-def planned(answer: Answer) -> Plan:
+def planned(answer: Answer) -> "Plan":
     """The plan of a dry run."""
+    from cli.shapes import Plan
+
     return decode(answer.body, Plan)

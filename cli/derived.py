@@ -1,76 +1,20 @@
-"""A command for every verb in the registry: its options are the message's fields.
+"""A command for every verb in the data that was derived from the registry: its options are the message's fields.
 
-A new operation needs nothing here.
-
-Must not name any verb. Imported only when a derived verb or the list of them is asked for.
+A new operation needs nothing here. Must not name any verb, nor import what is needed only once the API was asked.
 """
 
-import types
-import typing
-import uuid
 from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 import click
 import msgspec
-from msgspec import NODEFAULT, Meta
 
-import vmorch.core.operations  # noqa: F401  registers the verbs
-from cli.changes import Request, Waiting, carry_out, carry_out_all, choose, show_plan, vm_summary
+from cli.changes import Request, Waiting, carry_out, choose
 from cli.problems import Problem
 from cli.session import Session
-from cli.shapes import Vm
 from cli.transport import quote
-from cli.units import show_gib
+from cli.verb_data import Field, Kind, VerbData
 from cli.verbs import DURATION, PAIR, SIZE_GIB, SIZE_MIB, SectionOption, Verb, change_options, parsed
-from vmorch.core.aggregates.vm import VmCommand
-from vmorch.core.ids import GiB, MiB
-from vmorch.core.messages import COMMANDS
-
-IRREVERSIBLE = frozenset({"delete"})
-"""Verbs that always want the typed name; others want it when they are told to use force."""
-
-
-def vm_verbs() -> dict[str, type[VmCommand]]:
-    """Verb -> command, of everything that can be asked of a VM."""
-    return {command.verb: command for command in COMMANDS.values() if issubclass(command, VmCommand)}
-
-
-class Field(msgspec.Struct, frozen=True, kw_only=True):
-    """A field of a command as the command line sees it."""
-
-    name: str
-    kind: Any
-    required: bool
-    default: Any
-    description: str
-    many: bool = False
-
-    @property
-    def flag(self) -> str:
-        return "--" + self.name.replace("_", "-")
-
-
-def fields_of(command: type[VmCommand]) -> list[Field]:
-    """The command's fields in order."""
-    hints = typing.get_type_hints(command, include_extras=True)
-    found = []
-    for field in msgspec.structs.fields(command):
-        hint, description = _unwrapped(hints[field.name])
-        required = field.default is NODEFAULT and field.default_factory is NODEFAULT
-        default = None if field.default is NODEFAULT else field.default
-        many = get_origin(hint) in (dict, tuple, list, Mapping) or get_origin(hint) is types.MappingProxyType
-        found.append(
-            Field(
-                name=field.name,
-                kind=_kind(hint, description),
-                required=required,
-                default=default,
-                description=description,
-                many=many and _kind(hint, description) is not JSON,
-            )
-        )
-    return found
 
 
 def _json(text: str) -> Any:
@@ -80,79 +24,51 @@ def _json(text: str) -> Any:
         raise ValueError(f"this is not JSON: {error}") from error
 
 
-JSON = parsed("json", _json)
+KINDS: dict[Kind, Any] = {
+    "text": click.STRING,
+    "integer": click.INT,
+    "number": click.FLOAT,
+    "switch": bool,
+    "mib": SIZE_MIB,
+    "gib": SIZE_GIB,
+    "duration": DURATION,
+    "pairs": PAIR,
+    "json": parsed("json", _json),
+}
+"""The parameter type of each kind; a choice has one of its own."""
 
 
-def _unwrapped(hint: Any) -> tuple[Any, str]:
-    """The type without None and annotations, and the description found among them."""
-    description = ""
-    while True:
-        if get_origin(hint) is typing.Annotated:
-            hint, *notes = get_args(hint)
-            texts = [note.description for note in notes if isinstance(note, Meta) and note.description]
-            description = description or "; ".join(texts)
-        elif get_origin(hint) in (typing.Union, types.UnionType):
-            present = [each for each in get_args(hint) if each is not type(None)]
-            if len(present) != 1:
-                return hint, description
-            hint = present[0]
-        else:
-            return hint, description
-
-
-def _kind(hint: Any, description: str) -> Any:
-    """The parameter type of a field: units are recognised by their type, so that `2Gi` can be typed."""
-    if hint is MiB:
-        return SIZE_MIB
-    if hint is GiB:
-        return SIZE_GIB
-    if hint is bool:
-        return bool
-    if hint is float and description.startswith("seconds"):
-        return DURATION
-    simple = {int: click.INT, float: click.FLOAT, str: click.STRING}
-    if hint in simple:
-        return simple[hint]
-    origin, args = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return click.Choice([str(each) for each in args])
-    if origin is dict and all(_unwrapped(each)[0] is str for each in args):
-        return PAIR
-    if origin in (tuple, list) and _unwrapped(args[0])[0] is str:
-        return click.STRING
-    return JSON
-
-
-def command_for(command: type[VmCommand]) -> Verb:
+def command_for(data: VerbData) -> Verb:
     """The command line of one verb.
 
     A verb whose fields all have defaults takes several VMs; one that must be told something takes one VM and
     then those things.
     """
-    fields = fields_of(command)
-    required = [field for field in fields if field.required]
+    required = [field for field in data.fields if field.required]
     params: list[click.Parameter] = [_subjects(several=not required)]
-    params += [click.Argument([field.name], type=field.kind, required=True) for field in required]
-    params += [_option(field) for field in fields if not field.required]
+    params += [click.Argument([field.name], type=_type(field), required=True) for field in required]
+    params += [_option(field) for field in data.fields if not field.required]
     if not required:
         params += _selection()
 
     def run(**values: Any) -> None:
-        _run(command, fields, values)
+        _run(data, values)
 
-    change_options(confirms=wants_confirmation(command) is not None)(run)
+    change_options(confirms=data.confirms is not None)(run)
     made: list[click.Parameter] = list(getattr(run, "__click_params__", []))
     params += reversed(made)
-    doc = (command.__doc__ or "").strip().splitlines()
-    text = f"{command.summary}.\n\n{' '.join(line.strip() for line in doc)}"
     return Verb(
-        command.verb,
+        data.verb,
         params=params,
         callback=run,
-        help=text.replace("`", ""),
-        short_help=command.summary,
-        examples=examples_for(command, fields),
+        help=data.help,
+        short_help=data.summary,
+        examples=data.examples,
     )
+
+
+def _type(field: Field) -> Any:
+    return click.Choice(field.choices) if field.kind == "choice" else KINDS[field.kind]
 
 
 def _subjects(*, several: bool) -> click.Argument:
@@ -172,32 +88,12 @@ def _complete_vm(ctx: click.Context, param: click.Parameter, incomplete: str) ->
 
 
 def _option(field: Field) -> click.Option:
-    help = field.description[:1].upper() + field.description[1:]
-    if field.kind is bool:
-        flags = f"{field.flag}/--no-{field.flag[2:]}" if field.default is True else field.flag
-        return SectionOption([flags, field.name], is_flag=True, default=None, help=_sentence(help))
-    default = _default_text(field)
-    if field.kind is DURATION and help == "Seconds":
-        help = "Time limit"
-    text = "; ".join(part for part in (help or field.name.replace("_", " ").capitalize(), default) if part)
-    if field.many:
-        text += " (repeatable)"
+    if field.kind == "switch":
+        flags = f"{field.flag}/--no-{field.flag[2:]}" if field.on else field.flag
+        return SectionOption([flags, field.name], is_flag=True, default=None, help=field.help)
     return SectionOption(
-        [field.flag, field.name], type=field.kind, default=None, multiple=field.many, help=_sentence(text)
+        [field.flag, field.name], type=_type(field), default=None, multiple=field.many, help=field.help
     )
-
-
-def _default_text(field: Field) -> str:
-    if field.default in (None, (), {}, "") or not isinstance(field.default, int | float | str):
-        return ""
-    from cli.units import show_seconds
-
-    shown = show_seconds(field.default) if field.kind is DURATION else str(field.default)  # type: ignore[arg-type]
-    return f"default {shown}"
-
-
-def _sentence(text: str) -> str:
-    return text if not text or text.endswith(".") else text + "."
 
 
 def _selection() -> list[click.Parameter]:
@@ -219,73 +115,85 @@ def _selection() -> list[click.Parameter]:
     ]
 
 
-def wants_confirmation(command: type[VmCommand]) -> str | None:
-    """When this verb destroys something: "always", "force" (only with that field), or None for never."""
-    if command.verb in IRREVERSIBLE:
-        return "always"
-    return "force" if "force" in command.__struct_fields__ else None
-
-
-def body_of(command: type[VmCommand], fields: list[Field], values: Mapping[str, Any]) -> dict[str, Any]:
+def body_of(data: VerbData, values: Mapping[str, Any]) -> dict[str, Any]:
     """The request's body: what was typed and nothing else. Raises Problem `bad-request` with the field's name."""
     body: dict[str, Any] = {}
-    for field in fields:
+    for field in data.fields:
         value = values.get(field.name)
         if value is None or (field.many and not value):
             continue
-        body[field.name] = dict(value) if field.kind is PAIR else list(value) if field.many else value
-    try:
-        msgspec.convert(body, command)
-    except msgspec.ValidationError as error:
-        detail, _, where = str(error).partition(" - at ")
-        name = where.strip("`$.").replace("_", "-")
-        raise Problem("bad-request", f"{name}: {detail}" if name else detail) from error
+        body[field.name] = (
+            dict(value) if field.kind == "pairs" else list(value) if field.many else value
+        )
+    limits = {field.name: field.limits for field in data.fields if field.limits and field.name in body}
+    if limits:
+        _check(body, limits)
     return body
 
 
-def _run(command: type[VmCommand], fields: list[Field], values: dict[str, Any]) -> None:
+def _check(body: dict[str, Any], limits: Mapping[str, Mapping[str, Any]]) -> None:
+    from cli.limits import check
+
+    try:
+        check(body, limits)
+    except msgspec.ValidationError as error:
+        from vmorch.core.errors import bad_value
+
+        refusal = bad_value(str(error))
+        detail, _, where = refusal.reason.partition(" - at ")
+        # "at `$.memory`" or, for the key of a mapping, "at `key` in `$.set`"
+        name = where.rpartition("`$.")[2].rstrip("`").replace("_", "-")
+        raise Problem(refusal.code, f"{name}: {detail}" if name else detail) from error
+
+
+def _run(data: VerbData, values: dict[str, Any]) -> None:
     session = click.get_current_context().ensure_object(Session)
     if not values.get("dry_run"):
         session.demand_reason()
-    body = body_of(command, fields, values)
+    body = body_of(data, values)
     asked = values["vms"] if "vms" in values else (values["vm"],)
     vms = choose(session, asked, dict(values.get("selector") or ()))
     if not vms:
         raise click.UsageError(
             "which VM? give names, 'patterns*' or -l key=value", click.get_current_context()
         )
-    when = wants_confirmation(command)
-    if not values.get("dry_run") and when and (when == "always" or body.get("force")):
-        _confirm(session, command, vms, yes=values["yes"])
-    requests = [_request(session, command, vm, body, index) for index, vm in enumerate(vms)]
+    destroys = data.confirms == "always" or (data.confirms == "force" and body.get("force"))
+    if destroys and not values.get("dry_run") and not values["yes"]:
+        _confirm(session, data, vms)
+    requests = [_request(session, data, vm, body, index) for index, vm in enumerate(vms)]
     if values.get("dry_run"):
+        from cli.plans import show_plan
+
         raise SystemExit(max(show_plan(session, request) for request in requests))
     waiting = Waiting(detach=values["detach"], timeout=values["timeout"])
     if len(requests) == 1:
-        carry_out(session, requests[0], waiting, vm_summary)
+        carry_out(session, requests[0], waiting)
     else:
+        from cli.several import carry_out_all
+
         carry_out_all(session, requests, waiting, max_parallel=values["max_parallel"])
 
 
-def _request(
-    session: Session, command: type[VmCommand], vm: str, body: dict[str, Any], index: int
-) -> Request:
+def _request(session: Session, data: VerbData, vm: str, body: dict[str, Any], index: int) -> Request:
     first = session.request_id
     # a repeat of the whole line with --request-id must give each VM the id that it had
-    id = first if index == 0 else str(uuid.uuid5(uuid.NAMESPACE_OID, f"{first}/{vm}"))
+    id = first if index == 0 else _nth(first, vm)
     return Request(
-        label=f"vm.{command.verb}",
-        name=vm,
-        path=f"/v1/vms/{quote(vm)}/{command.verb}",
-        body=body,
-        request_id=id,
+        label=f"vm.{data.verb}", name=vm, path=f"/v1/vms/{quote(vm)}/{data.verb}", body=body, request_id=id
     )
 
 
-def _confirm(session: Session, command: type[VmCommand], vms: list[str], *, yes: bool) -> None:
-    if yes:
-        return
-    doing = f"{command.verb} by force" if command.verb not in IRREVERSIBLE else command.verb
+def _nth(first: str, vm: str) -> str:
+    import uuid
+
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{first}/{vm}"))
+
+
+def _confirm(session: Session, data: VerbData, vms: list[str]) -> None:
+    from cli.shapes import Vm
+    from cli.units import show_gib
+
+    doing = data.verb if data.confirms == "always" else f"{data.verb} by force"
     if len(vms) > 1:
         session.confirm(f"{doing}: {', '.join(vms)}", str(len(vms)), yes=False, asked_for="number of VMs")
         return
@@ -299,34 +207,3 @@ def _confirm(session: Session, command: type[VmCommand], vms: list[str], *, yes:
         + (f"; disks {disks}" if disks else "")
     )
     session.confirm(what, vm.name, yes=False, asked_for="VM's name")
-
-
-def examples_for(command: type[VmCommand], fields: list[Field]) -> list[str]:
-    """Lines that can be typed, made from the fields."""
-    required = " ".join(_sample(field) for field in fields if field.required)
-    base = f"vmorch vm {command.verb} web-1"
-    optional = [field for field in fields if not field.required]
-    # without anything to say, a verb whose fields are all empty would say nothing
-    speaks = not optional or any(field.default not in (None, (), {}) for field in optional)
-    found = [f"{base} {required}".rstrip()] if speaks else []
-    if optional:
-        shown = " ".join(_typed(field) for field in optional[:2])
-        found.append(f"{base} {required + ' ' if required else ''}{shown}")
-    if not required:
-        more = "" if speaks else " " + " ".join(_typed(field) for field in optional[:1])
-        found.append(f"vmorch vm {command.verb} 'web-*' -l tier=test{more} -m \"CHG-2211\"")
-    return found
-
-
-def _typed(field: Field) -> str:
-    return field.flag if field.kind is bool else f"{field.flag} {_sample(field)}"
-
-
-def _sample(field: Field) -> str:
-    if isinstance(field.kind, click.Choice):
-        return str(field.kind.choices[0])
-    samples = [(SIZE_MIB, "4Gi"), (SIZE_GIB, "40Gi"), (DURATION, "2m"), (PAIR, "tier=gold"), (click.INT, "4")]
-    for kind, text in samples:
-        if field.kind is kind:
-            return text
-    return "'{}'" if field.kind is JSON else "web-2" if field.name == "name" else "old"

@@ -63,7 +63,7 @@ def _parts(data: Any) -> list[str]:
             found.append(f"{name} {_short(str(value))}")
         elif isinstance(value, list | tuple) and value and all(isinstance(each, str) for each in value):
             found.append(f"{name} {','.join(value)}")
-        elif isinstance(value, dict) and value and all(isinstance(each, str) for each in value.values()):
+        elif isinstance(value, dict) and value and all(isinstance(each, str | int | float) for each in value.values()):
             found.append(f"{name} " + ",".join(f"{key}={text}" for key, text in value.items()))
     return found
 

@@ -6,15 +6,21 @@ Must not cancel anything: going away leaves the operation running and says how t
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from typing import TypeVar
+
+from msgspec import Struct
 
 from cli.client import Client, decode
+from cli.pace import show_pace
 from cli.problems import INTERRUPTED, Problem
-from cli.shapes import Operation
+from cli.shapes import Operation, Vm
 from cli.terminal import Terminal
 from cli.transport import Away, quote
 from cli.units import show_seconds
+
+State = TypeVar("State")
 
 AWAY_LIMIT = 300.0
 """How long a server may stay away, in seconds, before waiting for it is given up."""
@@ -22,19 +28,21 @@ AWAY_LIMIT = 300.0
 _PAUSES = (0.2, 0.5, 1.0, 2.0)
 _TICK = 0.2
 
-MARKS = {"done": "ok", "failed": "!!", "undone": "<-", "undoing": "<.", "running": ".."}
-STYLE = {"done": "good", "failed": "bad", "undone": "warn", "undoing": "warn", "running": "dim"}
+MARKS = {"done": "ok", "failed": "!!", "undone": "<-", "undoing": "<.", "running": "..", "looking": "??"}
+STYLE = {"done": "good", "failed": "bad", "undone": "warn", "undoing": "warn", "running": "dim", "looking": "warn"}
 
 
 class Left(Exception):
-    """The operator stopped waiting. `going_on` are the operations he left, `not_begun` what was never asked for."""
+    """The operator stopped waiting. `going_on` are the operations (or drains: `noun`) he left, `not_begun` what was
+    never asked for."""
 
     exit_code = INTERRUPTED
     why = ""
 
-    def __init__(self, going_on: list[str], *, not_begun: Sequence[str] = ()) -> None:
+    def __init__(self, going_on: list[str], *, not_begun: Sequence[str] = (), noun: str = "op") -> None:
         super().__init__(self.why)
         self.going_on = going_on
+        self.noun = noun
         self.not_begun = not_begun
 
 
@@ -53,30 +61,49 @@ class Overdue(Left):
 
 def farewell(left: Left) -> list[str]:
     """What goes on without him and how to come back, as lines."""
-    lines = [f"{left.why}: op {id} still runs. Nothing was cancelled." for id in left.going_on]
+    noun = left.noun
+    lines = [f"{left.why}: {noun} {id} still runs. Nothing was cancelled." for id in left.going_on]
     if left.not_begun:
         lines.append(f"{left.why}: not asked for any more: {', '.join(left.not_begun)}")
-    return lines + [f"hint: vmorch op watch {id} | vmorch op cancel {id}" for id in left.going_on]
+    return lines + [f"hint: vmorch {noun} watch {id} | vmorch {noun} cancel {id}" for id in left.going_on]
 
 
-def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator[Operation]:
-    """The operation at each change, the last one being its end. Reconnects by itself.
+class End(Struct, frozen=True):
+    """An operation that is over, and its VM as it was then if the server told."""
+
+    operation: Operation
+    vm: Vm | None = None
+
+
+def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator[Operation | Vm]:
+    """The operation at each change, the last one being its end; before that the VM. Reconnects by itself.
 
     Raises Problem: `no-such-operation`, or `server-unreachable` after AWAY_LIMIT without a word.
+    """
+    shapes: dict[str, type[Operation | Vm]] = {"operation": Operation, "vm": Vm}
+    for change in states(client, f"/v1/operations/{quote(id)}/watch", shapes, on_away):
+        yield change
+        if isinstance(change, Operation) and change.over:
+            return
+
+
+def states(
+    client: Client, path: str, shapes: Mapping[str, type[State]], on_away: Callable[[str], None]
+) -> Iterator[State]:
+    """What a stream tells, by the names of its events, until whoever reads it has seen the end. Reconnects by itself.
+
+    Raises Problem: `server-unreachable` after AWAY_LIMIT without a word.
     """
     failures = 0
     heard = time.monotonic()
     while True:
         try:
-            with closing(client.stream(f"/v1/operations/{quote(id)}/watch")) as events:
+            with closing(client.stream(path)) as events:
                 for event in events:
-                    if event.event != "operation":
-                        continue
                     failures, heard = 0, time.monotonic()
-                    operation = decode(event.data.encode(), Operation)
-                    yield operation
-                    if operation.over:
-                        return
+                    shape = shapes.get(event.event)
+                    if shape is not None:
+                        yield decode(event.data.encode(), shape)
             away = Away(client.transport.address, "the stream ended")
         except Away as error:
             away = error
@@ -96,9 +123,9 @@ def changes(client: Client, id: str, on_away: Callable[[str], None]) -> Iterator
 
 def wait_for_end(client: Client, id: str, on_away: Callable[[str], None]) -> Operation:
     """The operation at its end."""
-    for operation in changes(client, id, on_away):
-        if operation.over:
-            return operation
+    for change in changes(client, id, on_away):
+        if isinstance(change, Operation) and change.over:
+            return change
     raise AssertionError("changes end with the operation's end")
 
 
@@ -111,12 +138,14 @@ class _Steps:
         self._since: dict[tuple[int, str], float] = {}
         self._told: set[tuple[int, str]] = set()
         self._running: tuple[str, float] | None = None
+        self._pace = ""
         self._first = True
 
     def show(self, operation: Operation, now: float) -> None:
         """What is new in this state of the operation."""
         width = max((len(step.label) for step in operation.steps), default=0)
         self._running = None
+        self._pace = f"  {show_pace(operation.pace)}" if operation.pace is not None else ""
         # while undoing, the last step comes back first
         undoing = any(step.state in ("undone", "undoing") for step in operation.steps)
         for step in reversed(operation.steps) if undoing else operation.steps:
@@ -127,7 +156,7 @@ class _Steps:
             if step.state == "waiting":
                 del self._since[(step.index, "running")]
                 continue
-            if step.state in ("running", "undoing"):
+            if step.state in ("running", "looking", "undoing"):
                 mark = self._terminal.paint_note(STYLE[step.state], MARKS[step.state])
                 self._running = (f"  {mark}  {step.label:<{width}}  {step.host}", began)
                 continue
@@ -145,14 +174,12 @@ class _Steps:
         """Move the clock of the running step."""
         if self._running is not None:
             text, began = self._running
-            self._terminal.show_live(f"{text}  {show_seconds(now - began)}")
+            self._terminal.show_live(f"{text}  {show_seconds(now - began)}{self._pace}")
 
 
-def follow(
-    client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = ""
-) -> Operation:
+def follow(client: Client, terminal: Terminal, id: str, *, timeout: float | None, title: str = "") -> End:
     """Show the operation until its end and return that. Raises Detached, Overdue, Problem."""
-    arrivals: queue.Queue[Operation | BaseException] = queue.Queue()
+    arrivals: queue.Queue[Operation | Vm | BaseException] = queue.Queue()
     told_away = threading.Event()
 
     def on_away(why: str) -> None:
@@ -164,8 +191,8 @@ def follow(
 
     def listen() -> None:
         try:
-            for operation in changes(client, id, on_away):
-                arrivals.put(operation)
+            for change in changes(client, id, on_away):
+                arrivals.put(change)
         except BaseException as error:
             arrivals.put(error)
 
@@ -173,6 +200,7 @@ def follow(
         terminal.note(title)
     began = time.monotonic()
     steps = _Steps(terminal, began)
+    vm: Vm | None = None
     threading.Thread(target=listen, name=f"watch {id}", daemon=True).start()
     try:
         while True:
@@ -185,9 +213,12 @@ def follow(
                 continue
             if isinstance(arrival, BaseException):
                 raise arrival
+            if isinstance(arrival, Vm):
+                vm = arrival
+                continue
             steps.show(arrival, time.monotonic())
             if arrival.over:
-                return arrival
+                return End(arrival, vm)
     except KeyboardInterrupt:
         raise Detached([id]) from None
     finally:

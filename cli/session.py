@@ -3,7 +3,6 @@
 Must not import anything that is slow to import: the help screens come through here too.
 """
 
-import uuid
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -12,10 +11,10 @@ from msgspec import Struct
 from cli.problems import Problem
 from cli.settings import Settings, resolve
 from cli.terminal import Terminal
-from cli.units import TimeStyle
 
 if TYPE_CHECKING:
     from cli.client import Client
+    from cli.units import TimeStyle
 
 
 class Flags(Struct, kw_only=True):
@@ -26,7 +25,7 @@ class Flags(Struct, kw_only=True):
     output: str | None = None
     query: str | None = None
     color: str | None = None
-    time: TimeStyle | None = None
+    time: "TimeStyle | None" = None
     quiet: bool = False
     debug: bool = False
     no_input: bool = False
@@ -55,7 +54,11 @@ class Session:
     @cached_property
     def request_id(self) -> str:
         """The id of this run's change, so that a repeat with --request-id is the same change."""
-        return self.flags.request_id or str(uuid.uuid4())
+        if self.flags.request_id:
+            return self.flags.request_id
+        from uuid import uuid4
+
+        return str(uuid4())
 
     @cached_property
     def client(self) -> "Client":
@@ -65,7 +68,7 @@ class Session:
         return Client(self.settings, trace=self.trace if self.flags.debug else None)
 
     @property
-    def times(self) -> TimeStyle:
+    def times(self) -> "TimeStyle":
         """How moments are shown."""
         return self.flags.time or "rel"
 

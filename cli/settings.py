@@ -5,7 +5,6 @@ own, so that the context file can be shown and shared. Both files are readable b
 """
 
 import os
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -33,23 +32,23 @@ class ContextFile(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_
     contexts: dict[str, Context] = {}
 
 
-def config_dir() -> Path:
+def config_dir() -> str:
     """Where the files are: $XDG_CONFIG_HOME/vmorch or ~/.config/vmorch."""
     base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
-    return Path(base) / "vmorch"
+    return os.path.join(base, "vmorch")
 
 
 def load_contexts() -> ContextFile:
     """The context file; an empty one if there is none. Raises Problem `bad-request` if it cannot be read."""
-    return _load(config_dir() / "config.toml", ContextFile) or ContextFile()
+    return _load("config.toml", ContextFile) or ContextFile()
 
 
 def load_tokens() -> dict[str, str]:
     """Context name -> token."""
-    return _load(config_dir() / "tokens.toml", dict[str, str]) or {}
+    return _load("tokens.toml", dict[str, str]) or {}
 
 
-def save_contexts(file: ContextFile) -> Path:
+def save_contexts(file: ContextFile) -> str:
     """Write the context file, replacing it in one step. Returns its path."""
     lines = [] if file.current is None else [f"current = {_quoted(file.current)}", ""]
     for name, context in sorted(file.contexts.items()):
@@ -60,16 +59,16 @@ def save_contexts(file: ContextFile) -> Path:
         if context.output is not None:
             lines.append(f"output = {_quoted(context.output)}")
         lines.append("")
-    return _save(config_dir() / "config.toml", "\n".join(lines))
+    return _save("config.toml", "\n".join(lines))
 
 
-def save_token(context: str, token: str | None) -> Path:
+def save_token(context: str, token: str | None) -> str:
     """Keep the token of a context, or forget it. Returns the file's path."""
     tokens = {name: value for name, value in load_tokens().items() if name != context}
     if token is not None:
         tokens[context] = token
     lines = [f"{_quoted(name)} = {_quoted(value)}" for name, value in sorted(tokens.items())]
-    return _save(config_dir() / "tokens.toml", "\n".join([*lines, ""]))
+    return _save("tokens.toml", "\n".join([*lines, ""]))
 
 
 class Settings(Struct, frozen=True, kw_only=True):
@@ -115,9 +114,11 @@ def resolve(
     )
 
 
-def _load(path: Path, shape: type[T]) -> T | None:
+def _load(name: str, shape: type[T]) -> T | None:
+    path = os.path.join(config_dir(), name)
     try:
-        text = path.read_text()
+        with open(path) as file:
+            text = file.read()
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
@@ -132,12 +133,14 @@ def _load(path: Path, shape: type[T]) -> T | None:
         raise Problem("bad-request", f"{path}: {error}") from error
 
 
-def _save(path: Path, text: str) -> Path:
+def _save(name: str, text: str) -> str:
     import tempfile
 
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    directory = config_dir()
+    path = os.path.join(directory, name)
+    os.makedirs(directory, mode=0o700, exist_ok=True)
     # mkstemp makes it 0600 from its first byte on
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=directory, prefix=f".{name}.")
     try:
         with os.fdopen(handle, "w") as stream:
             stream.write(text)

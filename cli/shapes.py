@@ -104,6 +104,24 @@ class Spec(Struct, frozen=True):
     max_memory: int = 0
 
 
+class Sight(Struct, frozen=True):
+    """What a host showed of a VM."""
+
+    host: str
+    power: str
+    reason: str = ""
+
+
+class Frozen(Struct, frozen=True):
+    """Why nobody can tell where a VM is."""
+
+    operation: str
+    why: str
+    source: Sight
+    destination: Sight
+    since: datetime | None = None
+
+
 class Vm(VmRow, frozen=True):
     """A VM described."""
 
@@ -114,6 +132,9 @@ class Vm(VmRow, frozen=True):
     epoch: int = 0
     version: int = 0
     observed_at: datetime | None = None
+    eviction: str = "live"
+    traces: list[str] = []
+    frozen: Frozen | None = None
     spec: Spec = Spec()
 
 
@@ -124,6 +145,22 @@ class Step(Struct, frozen=True):
     label: str
     host: str = ""
     state: str = "waiting"
+
+
+class Pace(Struct, frozen=True):
+    """How a migration goes: sizes in bytes, rates in bytes per second, times in seconds."""
+
+    elapsed: float = 0.0
+    passes: int = 0
+    total: int = 0
+    remaining: int | None = None
+    bandwidth: float | None = None
+    dirty_rate: float | None = None
+    converging: bool | None = None
+    left: float | None = None
+    downtime: float | None = None
+    throttle: int = 0
+    postcopy: bool = False
 
 
 class Operation(Struct, frozen=True):
@@ -142,6 +179,9 @@ class Operation(Struct, frozen=True):
     steps: list[Step] = []
     started_at: datetime | None = None
     ended_at: datetime | None = None
+    blockers: list[str] = []
+    pause: float | None = None
+    pace: Pace | None = None
 
     @property
     def over(self) -> bool:
@@ -174,6 +214,14 @@ class Facts(Struct, frozen=True):
     networks: list[str] = []
 
 
+class Certificate(Struct, frozen=True):
+    """A host's newest certificate."""
+
+    names: list[str]
+    expires: datetime
+    fingerprint: str = ""
+
+
 class Host(Struct, frozen=True):
     """A host."""
 
@@ -190,6 +238,25 @@ class Host(Struct, frozen=True):
     overcommit: dict[str, float] = {}
     unmanaged: list[str] = []
     facts: Facts | None = None
+    certificate: Certificate | None = None
+    version: int = 0
+    drain: str | None = None
+    maintenance: str | None = None
+
+
+class Policy(Struct, frozen=True):
+    """What holds for all hosts and VMs."""
+
+    clear_migration: bool = False
+    migrations_out: int = 0
+    migrations_in: int = 0
+    migrations: int = 0
+
+
+class Cluster(Struct, frozen=True):
+    """The cluster as its admins set it."""
+
+    policy: Policy
     version: int = 0
 
 

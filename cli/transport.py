@@ -9,12 +9,14 @@ import socket
 import time
 import urllib.parse
 from collections.abc import Callable, Generator, Mapping
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from msgspec import Struct
 
 from cli.problems import Problem, from_document
-from cli.sse import EventParser, ServerEvent
+
+if TYPE_CHECKING:
+    from cli.sse import ServerEvent
 
 PATIENCE = (0.1, 0.3, 0.7, 1.4)
 """Pauses before the repeats, in seconds."""
@@ -169,8 +171,15 @@ class Transport:
         query: Query | None = None,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> Generator[ServerEvent, None, None]:
+    ) -> "Generator[ServerEvent, None, None]":
         """The events of one stream until its end. Raises Away when the connection fails, Problem when refused."""
+        import gc
+
+        from cli.sse import EventParser
+
+        # a stream may go on for days, unlike what this process began as
+        gc.freeze()
+        gc.enable()
         connection = self._connect(IDLE_LIMIT)
         try:
             response = self._send(

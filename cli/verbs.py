@@ -220,8 +220,11 @@ class Group(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
-        if name.startswith("-") or self.get_command(ctx, name) is not None or ctx.resilient_parsing:
+        if name.startswith("-") or ctx.resilient_parsing:
             return super().resolve_command(ctx, args)
+        command = self.get_command(ctx, name)
+        if command is not None:
+            return name, command, args[1:]
         raise click.UsageError(self.unknown(ctx, name), ctx)
 
     def unknown(self, ctx: click.Context, name: str) -> str:

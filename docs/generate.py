@@ -1,6 +1,6 @@
-"""Write the pages that follow from the registry: the event catalogue and the list of codes.
+"""Write what follows from the registry: the event catalogue, the list of codes, the CLI's verbs on VMs.
 
-Run as `python docs/generate.py`; the tests fail when a page is not what this writes.
+Run as `python docs/generate.py`; the tests fail when one of them is not what this writes.
 """
 
 import inspect
@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 
 import vmorch.core.fleet  # noqa: F401  registers every message
+from cli.registry import verbs_json
 from vmorch.core.codes import CODES
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS, Message
 
@@ -95,7 +96,7 @@ def codes() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"events.md": catalogue, "codes.md": codes}
+PAGES = {"events.md": catalogue, "codes.md": codes, "../cli/verbs.json": verbs_json}
 
 
 def main() -> None:

@@ -50,6 +50,10 @@ class Agent:
         """To be told of every connection of the bus, and of every loss. Only on the event loop's thread."""
         self._session.connection_changed(connected)
 
+    def facts_changed(self) -> None:
+        """To be told when the host became another than it said, so that it says so. Only on the event loop's thread."""
+        self._session.begin_anew()
+
     async def run(self, bus: Bus) -> None:
         """Take orders and report until cancelled. What an earlier process left open is looked at first."""
         self._fault = asyncio.get_running_loop().create_future()

@@ -12,7 +12,6 @@ from msgspec import Meta, Struct
 from vmorch.core.spec import NETWORK_PATTERN, Name
 
 DEFAULT_PATH = Path("/etc/vmorch/agent.toml")
-DEFAULT_PKI_DIR = Path("/etc/pki/vmorch")
 DEFAULT_HOOKS_DIR = Path("/etc/vmorch/hooks")
 
 
@@ -44,12 +43,16 @@ class NetworkSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class MigrationSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`address`: where other hosts' libvirt reaches this one's, a name or an address that its certificate names;
-    without it, the name that libvirt gives the host. `pki_dir` holds cacert.pem, clientcert.pem, clientkey.pem,
-    servercert.pem and serverkey.pem."""
+    """How guests come from and go to other hosts.
 
-    address: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:_-]{1,253}$")] | None = None
-    pki_dir: str = str(DEFAULT_PKI_DIR)
+    `address`: the name or IP address by which other hosts reach this one's libvirt; without it the machine's own host
+    name. `pki_dir` holds the host's certificates and keys, `pki` in the state directory unless it is set. QEMU reads
+    them, so `group` is that of its processes where those are not root's.
+    """
+
+    address: Annotated[str, Meta(pattern=r"^[A-Za-z0-9.:-]{1,253}$(?!\n)")] | None = None
+    pki_dir: str | None = None
+    group: str | None = None
 
 
 class HooksSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,6 +74,10 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     @property
     def state_dir(self) -> Path:
         return Path(self.agent.state_dir)
+
+    @property
+    def pki_dir(self) -> Path:
+        return Path(self.migration.pki_dir) if self.migration.pki_dir else self.state_dir / "pki"
 
 
 class BadConfig(Exception):

@@ -109,6 +109,22 @@ def renew_credentials(identity: Identity, pair: keys.KeyPair, now: float) -> str
     return _understand(data, _Renewal, identity.server_url).credentials
 
 
+def ask_certificate(identity: Identity, pair: keys.KeyPair, csr: str, now: float) -> bytes:
+    """The control plane's sealed answer to a certificate request. Raises EnrolmentError."""
+    path = f"/v1/hosts/{identity.host}/certificate"
+    body = msgspec.json.encode({"csr": csr})
+    signed = headers(path, pair, identity.host, now, body)
+    with http_client(identity.server_url) as client:
+        return _ask(lambda: client.post(path, content=body, headers=signed), identity.server_url)
+
+
+def ask_revoked(identity: Identity, pair: keys.KeyPair, now: float) -> bytes:
+    """The control plane's sealed list of certificates that are to be trusted no more. Raises EnrolmentError."""
+    path = "/v1/certificates/revoked"
+    with http_client(identity.server_url) as client:
+        return _ask(lambda: client.get(path, headers=headers(path, pair, identity.host, now)), identity.server_url)
+
+
 def http_client(server_url: str) -> httpx2.Client:
     """A client of the control plane at `http(s)://host:port` or `unix:/path`. Raises EnrolmentError."""
     if server_url.startswith("unix:/"):

@@ -12,6 +12,7 @@ import structlog
 
 from hostagent import identity as files
 from hostagent.agent import Agent
+from hostagent.certificates import Certificates
 from hostagent.credentials import Credentials
 from hostagent.effects import Effects
 from hostagent.hypervisor import Hypervisor
@@ -38,8 +39,10 @@ async def host(
     effects: Effects,
     stop: asyncio.Event,
     begun: Callable[[], None] = lambda: None,
+    certificates: Certificates | None = None,
 ) -> None:
-    """Be this host's agent until `stop`, then end within 10 seconds. `begun` is called when orders can come.
+    """Be this host's agent until `stop`, then end within 10 seconds. `begun` is called when orders can come;
+    `certificates` are kept in force meanwhile.
 
     Raises NotEnrolled, UnsafeBroker, sqlite3.OperationalError if the journal is in use or damaged.
     """
@@ -59,7 +62,7 @@ async def host(
         )
         try:
             begun()
-            await _until(stop, agent, link, credentials)
+            await _until(stop, agent, link, credentials, certificates)
         finally:
             await _leave(link)
     finally:
@@ -71,11 +74,15 @@ async def host(
             _log.warning("the hypervisor did not let go")
 
 
-async def _until(stop: asyncio.Event, agent: Agent, link: Link, credentials: Credentials) -> None:
+async def _until(
+    stop: asyncio.Event, agent: Agent, link: Link, credentials: Credentials, certificates: Certificates | None
+) -> None:
     working: list[asyncio.Task[None]] = [
         asyncio.create_task(agent.run(link), name="agent"),
         asyncio.create_task(credentials.renew_while_away(lambda: link.connected), name="credentials"),
     ]
+    if certificates is not None:
+        working.append(asyncio.create_task(certificates.keep(agent.facts_changed), name="certificates"))
     stopping = asyncio.create_task(stop.wait(), name="stop")
     everything: list[asyncio.Task[Any]] = [*working, stopping]
     try:

@@ -10,7 +10,7 @@ from typing import Literal
 from hostagent.accel import choose_domain_type
 from hostagent.commands import carry_out, follow, look_around, see, tell_facts
 from hostagent.commands._host import Host
-from hostagent.config import DEFAULT_HOOKS_DIR, DEFAULT_PKI_DIR
+from hostagent.config import DEFAULT_HOOKS_DIR
 from hostagent.hooks import Hooks
 from hostagent.hypervisor import Inventory, Scope
 from hostagent.images import ImageCache
@@ -43,7 +43,7 @@ class LibvirtHypervisor:
         fetch_base_url: Callable[[], str],
         request_headers: Callable[[str], dict[str, str]],
         address: str = "",
-        pki_dir: Path = DEFAULT_PKI_DIR,
+        pki_dir: Path = Path("/var/lib/vmorch-agent/pki"),
         hooks_dir: Path = DEFAULT_HOOKS_DIR,
     ) -> None:
         layout = Layout(local_dir.absolute(), shared_dir.absolute() if shared_dir is not None else None)

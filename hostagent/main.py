@@ -16,12 +16,16 @@ import structlog
 
 from hostagent import hosting, sdnotify
 from hostagent import identity as files
+from hostagent.certificates import Certificates, Desk, names_of, obtain, own_address, store_of
 from hostagent.checking import checks
 from hostagent.config import BadConfig, Config, load_config
 from hostagent.effects import real_effects
 from hostagent.enrolment import EnrolmentError, default_name, enroll
 from hostagent.identity import Identity
+from hostagent.libvirt_settings import set_up_libvirt
+from hostagent.libvirtd_reload import reload_certificates
 from hostagent.logs import log_to_stderr
+from hostagent.pki import BadPki
 from hostagent.signed_fetch import headers
 from vmorch.bus import keys
 from vmorch.bus.link import UnsafeBroker
@@ -37,6 +41,9 @@ _config = click.option(
     type=click.Path(dir_okay=False, path_type=Path),
     help="TOML file.  [default: /etc/vmorch/agent.toml]",
 )
+
+
+_directory = click.Path(file_okay=False, path_type=Path)
 
 
 class Refused(click.ClickException):
@@ -85,6 +92,12 @@ def enroll_command(
     except OSError as error:
         raise Refused("state-dir", str(error)) from error
     click.echo(f"host {identity.name} of cluster {identity.cluster} ({identity.host})")
+    try:
+        held = obtain(store_of(config), Desk(identity, _enrolled(config)[1]), names_of(config, identity))
+        click.echo(f"certificate of {', '.join(held.names)} in {config.pki_dir}, until {held.expires:%Y-%m-%d}")
+    except (EnrolmentError, BadPki, OSError) as error:
+        # the host is enrolled all the same, and its agent asks again until it has one
+        click.echo(f"no certificate yet, so guests cannot travel encrypted: {error}", err=True)
     click.echo("start it: systemctl enable --now vmorch-agent")
 
 
@@ -115,6 +128,34 @@ def check_command(path: Path | None) -> None:
         click.echo(f"{'ok  ' if check.ok else 'FAIL'}  {check.subject}: {check.found}")
     if failed:
         raise SystemExit(1)
+
+
+@main.command("setup-libvirt", epilog="\b\nExample: vmorch-agent setup-libvirt --write")
+@_config
+@click.option("--write", is_flag=True, help="Change libvirt's files instead of showing what to set.")
+@click.option("--clear-migration", is_flag=True, help="Let guests travel unencrypted too, as the cluster's policy may.")
+@click.option("--libvirt-dir", type=_directory, default=Path("/etc/libvirt"), show_default=True)
+@click.option("--pki-root", type=_directory, default=Path("/etc/pki"), show_default=True)
+def setup_libvirt_command(
+    path: Path | None, write: bool, clear_migration: bool, libvirt_dir: Path, pki_root: Path
+) -> None:
+    """Set libvirt up so that guests travel encrypted with this host's certificates; harmless to repeat.
+
+    libvirtd must be restarted afterwards. Guests survive that.
+    """
+    config = _settings(path)
+    try:
+        held = store_of(config).held()
+        if held is None:
+            # with settings that name files that are not there libvirtd would not start again
+            raise Refused("no-certificate", f"{config.pki_dir} holds no certificate yet: start the agent first")
+        for line in set_up_libvirt(config.pki_dir.absolute(), libvirt_dir, pki_root, write, clear_migration):
+            click.echo(line)
+    except (BadPki, OSError) as error:
+        raise Refused(getattr(error, "code", "libvirt-files"), str(error)) from error
+    if write:
+        sockets = "systemctl enable --now libvirtd-tls.socket"
+        click.echo(f"then: systemctl stop libvirtd; {sockets}; systemctl start libvirtd")
 
 
 def _settings(path: Path | None) -> Config:
@@ -149,8 +190,8 @@ def hypervisor_of(config: Config, identity: Identity, pair: keys.KeyPair) -> "Li
         fetch_base_url=lambda: identity.server_url,
         cluster=identity.cluster,
         request_headers=lambda path: headers(path, pair, identity.host, time.time()),
-        address=config.migration.address or "",
-        pki_dir=Path(config.migration.pki_dir),
+        address=own_address(config),
+        pki_dir=config.pki_dir,
         hooks_dir=Path(config.hooks.dir),
     )
 
@@ -168,14 +209,22 @@ async def _serve(config: Config, identity: Identity, pair: keys.KeyPair) -> None
     watchdog = asyncio.create_task(_feed_watchdog(), name="watchdog")
     try:
         hypervisor = await asyncio.to_thread(hypervisor_of, config, identity, pair)
+        effects = real_effects()
         await hosting.host(
             identity,
             pair,
             config.state_dir,
             hypervisor,
-            real_effects(),
+            effects,
             stop,
             lambda: sdnotify.notify(f"READY=1\nSTATUS=host {identity.name} of {identity.cluster}"),
+            Certificates(
+                store_of(config),
+                Desk(identity, pair),
+                names_of(config, identity),
+                effects,
+                lambda: reload_certificates(config.pki_dir.absolute()),
+            ),
         )
     finally:
         watchdog.cancel()

@@ -18,6 +18,7 @@ class Passages:
     def __init__(self) -> None:
         self._under_way: Counter[VmId] = Counter()
         self._tunings: Counter[VmId] = Counter()
+        self._downtimes: dict[VmId, float] = {}
         self._lock = threading.Lock()
 
     def begun(self, vm: VmId) -> None:
@@ -31,6 +32,7 @@ class Passages:
             self._under_way -= Counter({vm: 1})
             if vm not in self._under_way:
                 del self._tunings[vm]
+                self._downtimes.pop(vm, None)
 
     @contextmanager
     def under_way(self, vm: VmId) -> Iterator[None]:
@@ -46,10 +48,17 @@ class Passages:
         with self._lock:
             return vm in self._under_way
 
-    def tuned(self, vm: VmId) -> None:
-        """The limits of the passage under way were changed."""
+    def tuned(self, vm: VmId, max_downtime: float | None) -> None:
+        """The limits of the passage under way were changed, that of its pause to so many seconds, if it was."""
         with self._lock:
             self._tunings[vm] += 1
+            if max_downtime is not None:
+                self._downtimes[vm] = max_downtime
+
+    def max_downtime(self, vm: VmId) -> float | None:
+        """The pause in seconds that the passage under way was allowed later on, if it was."""
+        with self._lock:
+            return self._downtimes.get(vm)
 
     def tunings(self, vm: VmId) -> int:
         """How often the limits of the passage under way were changed."""

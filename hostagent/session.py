@@ -82,6 +82,11 @@ class Session:
         self._renew = True
         self._wake.set()
 
+    def begin_anew(self) -> None:
+        """What was said about this host in the hello holds no more."""
+        self._renew = True
+        self._wake.set()
+
     def wake(self) -> None:
         """There is something new in the outbox."""
         self._wake.set()

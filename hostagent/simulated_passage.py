@@ -25,7 +25,6 @@ _STARVED_AT = 0.2
 """What is left for ever of a passage that does not converge."""
 
 
-
 class Leftover(Struct, frozen=True):
     """How a passage ends: what each end shows then, and what libvirt's call says, if its daemon is there."""
 

@@ -44,6 +44,12 @@ class ImagesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     max_virtual_gib: Annotated[int, Meta(ge=1)] = 2048
 
 
+class CertificatesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many days the certificates last that hosts get; each is renewed when a third of that is left."""
+
+    days: Annotated[float, Meta(ge=1 / 24, le=825)] = 90.0
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
@@ -51,6 +57,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     database: DatabaseSection
     nats: NatsSection
     images: ImagesSection = ImagesSection()
+    certificates: CertificatesSection = CertificatesSection()
 
     @property
     def data_dir(self) -> Path:

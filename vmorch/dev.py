@@ -21,7 +21,7 @@ from pathlib import Path
 import click
 import platformdirs
 
-from vmorch.embedded import EmbeddedError, EmbeddedNats, EmbeddedPostgres
+from vmorch.embedded import EmbeddedError, EmbeddedNats, EmbeddedPostgres, dying_with_parent
 
 PATIENCE = 90.0
 """Seconds to wait until everything serves."""
@@ -147,7 +147,9 @@ def _told_to_end() -> Iterator[list[int]]:
 
 @contextlib.contextmanager
 def _child(module: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    process = subprocess.Popen([sys.executable, "-m", module, *arguments], start_new_session=True)
+    # a killed supervisor must leave nothing: the next one would take an answer of the old server for its own's
+    line = [*dying_with_parent("KILL"), sys.executable, "-m", module, *arguments]
+    process = subprocess.Popen(line, start_new_session=True)
     try:
         yield process
     finally:

@@ -79,13 +79,15 @@ class EmbeddedPostgres:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *_dying_with_parent("INT"),
+                    *dying_with_parent("INT"),
                     str(binaries / "postgres"),
                     *("-D", str(self._data)),
                     *("-c", "listen_addresses="),
                     *("-c", f"unix_socket_directories={self._sockets}"),
                     *("-c", "unix_socket_permissions=0700"),
                     *("-c", f"port={_PORT}"),
+                    # in the data directory, so that a killed server leaves nothing in /dev/shm
+                    *("-c", "dynamic_shared_memory_type=mmap"),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -213,7 +215,7 @@ class EmbeddedNats:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 [
-                    *_dying_with_parent("TERM"),
+                    *dying_with_parent("TERM"),
                     *(str(binary), "-c", str(self._config_file), "--ports_file_dir", str(self.directory)),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -291,7 +293,8 @@ def _environment() -> dict[str, str]:
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC"}
 
 
-def _dying_with_parent(signal_name: str) -> list[str]:
+def dying_with_parent(signal_name: str) -> list[str]:
+    """What to put before a command so that the signal ends it when the thread that started it is gone."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", signal_name, "--"] if setpriv else []
 

@@ -5,7 +5,7 @@ import gc
 import signal
 import sys
 from contextlib import AsyncExitStack
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -20,10 +20,12 @@ from vmorch.bus.credentials import ensure_keys, server_credentials
 from vmorch.bus.keys import BadKey
 from vmorch.bus.link import Link
 from vmorch.config import DEFAULT_PATH, BadConfig, Config, load
+from vmorch.core.errors import Rejected
 from vmorch.edge.app import build_app
 from vmorch.edge.images import ImageStore
 from vmorch.edge.serve import serve
 from vmorch.edge.settings import GIB, EdgeSettings
+from vmorch.engine.authority import ensure_authority
 from vmorch.engine.control import Control, Identity
 from vmorch.log.errors import LogError
 from vmorch.log.leadership import lead_while_elected
@@ -60,7 +62,9 @@ async def run(config: Config, stop: asyncio.Event) -> None:
         )
         stack.push_async_callback(link.close)
         projector = Projector(log, engine)
-        identity = Identity(cluster=cluster, nats_url=config.nats.url, keys=keys)
+        lifetime = timedelta(days=config.certificates.days)
+        authority = ensure_authority(config.data_dir / "keys", cluster, datetime.now(UTC), lifetime)
+        identity = Identity(cluster=cluster, nats_url=config.nats.url, keys=keys, authority=authority)
         control = Control(
             log, link, projector.reached, identity, SystemClock(), new_id, secrets_of(secrets_key(config.data_dir))
         )
@@ -119,15 +123,20 @@ _config = click.option(
 
 @main.command()
 @_config
-def init(path: Path) -> None:
+@click.option(
+    "--new-authority",
+    is_flag=True,
+    help="The authority in DATA_DIR/keys signs hosts' certificates from now on, in place of one that was lost.",
+)
+def init(path: Path, new_authority: bool) -> None:
     """Make what a cluster needs before its first start; harmless to repeat.
 
-    Creates database, roles and schema, the control plane's keys, the NATS server's configuration, and an admin's
-    token in DATA_DIR/admin.token.
+    Creates database, roles and schema, the control plane's keys, the authority that signs hosts' certificates, the
+    NATS server's configuration, and an admin's token in DATA_DIR/admin.token.
 
     Example: vmorch server init --config /etc/vmorch/server.toml
     """
-    _run(prepare(_load(path)))
+    _run(prepare(_load(path), new_authority=new_authority))
 
 
 @main.command(name="run")
@@ -159,6 +168,8 @@ def _load(path: Path) -> Config:
 def _run(work: object) -> None:
     try:
         asyncio.run(work)  # type: ignore[arg-type]  # both callers hand in a coroutine
+    except Rejected as refusal:
+        raise click.ClickException(f"{refusal.reason} [{refusal.code}]\nhint: {refusal.hint}") from refusal
     except (OSError, BadKey, LogError, psycopg.Error) as error:
         raise click.ClickException(str(error)) from error
 

@@ -1,4 +1,4 @@
-"""What a cluster needs once before its first start: database, keys, the broker's configuration, an admin's token.
+"""What a cluster needs once before its first start: database, keys, authority, the broker's configuration, a token.
 
 Harmless to repeat: what is there stays. Must not need a running broker.
 """
@@ -15,6 +15,7 @@ from vmorch.bus.credentials import account_jwts, ensure_keys, nats_config, opera
 from vmorch.bus.private import write_private
 from vmorch.config import Config
 from vmorch.core.fleet import Fleet
+from vmorch.engine.authority import ensure_authority
 from vmorch.engine.caller import Caller
 from vmorch.engine.handle import Handler
 from vmorch.engine.recorder import Recorder
@@ -23,11 +24,14 @@ from vmorch.log.schema import create_logins, upgrade
 from vmorch.log.store import EventLog
 from vmorch.system import SystemClock, new_id, secrets_of
 
-ADMIN = "admin"
+ADMIN, SETUP = "admin", "setup"
 
 
-async def prepare(config: Config) -> None:
-    """Make everything that is missing. Raises psycopg.Error, OSError, BadKey."""
+async def prepare(config: Config, *, new_authority: bool = False) -> None:
+    """Make everything that is missing. With `new_authority` the one that is here replaces the cluster's.
+
+    Raises psycopg.Error, OSError, BadKey, Rejected `other-authority`.
+    """
     data = config.data_dir
     data.mkdir(mode=0o700, parents=True, exist_ok=True)
     owner = config.database.owner_url
@@ -37,29 +41,33 @@ async def prepare(config: Config) -> None:
         create_logins(owner)
     now = datetime.now(UTC)
     keys = ensure_keys(data / "keys")
+    authority = ensure_authority(data / "keys", config.server.cluster, now)
     accounts = account_jwts(keys, config.server.cluster, now)
     text = nats_config(config.nats.listen, operator_jwt(keys, now), accounts)
     _write(Path(config.nats.config_file), text)
     path = data / "admin.token"
-    await _ensure_admin(config, path, lost=not path.exists())
-
-
-async def _ensure_admin(config: Config, path: Path, *, lost: bool) -> None:
-    """An admin's token in a private file. A lost file is made up for by a new token; the old one stays valid."""
+    lost = not path.exists()
     log = await EventLog.open(config.database.url)
     try:
         world = World(log)
         await world.load()
-        if not lost and _admins(world.fleet):
-            return
-        handler = Handler(Recorder(world, SystemClock()), new_id, secrets_of(secrets_key(config.data_dir)))
-        taken = {token.name for token in world.fleet.tokens.values() if not token.revoked}
-        name = ADMIN if ADMIN not in taken else f"{ADMIN}-{len(taken) + 1}"
-        caller = Caller(actor="setup", role="admin", reason="first token of the cluster")
-        _, secret = await handler.create_token(name, "admin", None, caller)
-        _write(path, secret + "\n")
+        handler = Handler(Recorder(world, SystemClock()), new_id, secrets_of(secrets_key(data)))
+        await handler.adopt_authority(authority.fingerprint, instead=new_authority, actor=SETUP)
+        await _ensure_admin(handler, path, lost=lost)
     finally:
         await log.close()
+
+
+async def _ensure_admin(handler: Handler, path: Path, *, lost: bool) -> None:
+    """An admin's token in a private file. A lost file is made up for by a new token; the old one stays valid."""
+    fleet = handler.fleet
+    if not lost and _admins(fleet):
+        return
+    taken = {token.name for token in fleet.tokens.values() if not token.revoked}
+    name = ADMIN if ADMIN not in taken else f"{ADMIN}-{len(taken) + 1}"
+    caller = Caller(actor=SETUP, role="admin", reason="first token of the cluster")
+    _, secret = await handler.create_token(name, "admin", None, caller)
+    _write(path, secret + "\n")
 
 
 def secrets_key(data: Path) -> bytes:

@@ -7,15 +7,19 @@ from typing import Any
 import click
 import msgspec
 
+from cli.changing import record
 from cli.client import decode
+from cli.events import columns_of_events, last_events
+from cli.listing import now
 from cli.output import show_document, structured
 from cli.problems import Problem, fact_lines
 from cli.session import Session
-from cli.shapes import Listing
-from cli.table import Column, lines
+from cli.shapes import Cluster, Listing, Single
+from cli.table import Column, lines, pairs
 from cli.verbs import Entry, Group, change_options, verb
 
 _HERE = "cli.commands.cluster"
+_LIMIT = click.IntRange(1, 1000)
 
 
 class Status(msgspec.Struct, frozen=True):
@@ -27,9 +31,82 @@ class Status(msgspec.Struct, frozen=True):
     hosts: dict[str, int] = {}
     vms: dict[str, int] = {}
     operations: int = 0
+    clearMigration: bool = False
     projectionLag: int | None = None
     postgres: bool = True
     nats: bool | None = None
+
+
+cluster = Group(
+    "cluster",
+    {
+        "describe": Entry(f"{_HERE}:describe", "What holds for all hosts and VMs"),
+        "set": Entry(f"{_HERE}:set_policy", "Change it"),
+    },
+    help="The cluster's policy: what holds for all hosts and VMs.",
+    foreign={
+        "get": "vmorch cluster describe",
+        "show": "vmorch cluster describe",
+        "info": "vmorch cluster describe",
+        "status": "vmorch status",
+        "edit": "vmorch cluster set",
+        "update": "vmorch cluster set",
+    },
+    examples=("vmorch cluster describe", "vmorch cluster set --migrations-out 2"),
+)
+
+
+@verb(
+    "describe",
+    examples=("vmorch cluster describe", "vmorch cluster describe -o json --query item.policy"),
+    help="What holds for all hosts and VMs, and who last changed it.",
+)
+@click.pass_obj
+def describe(session: Session, /) -> None:
+    answer = session.client.get("/v1/cluster")
+    if structured(session):
+        show_document(session, answer.body)
+        return
+    found = decode(answer.body, Single[Cluster]).item
+    policy = found.policy
+    clear = session.terminal.paint("warn", "allowed where a host has no certificate")
+    limits = f"{policy.migrations} at once, {policy.migrations_out} from and {policy.migrations_in} to one host"
+    rows = [
+        ("Clear migration", clear if policy.clear_migration else "refused: guests travel encrypted"),
+        ("Migrations", limits),
+    ]
+    text = ["Policy", *pairs(rows, "  ")]
+    events = last_events(session.client, "cluster/policy", 8)
+    if events:
+        shown = lines(columns_of_events(session, now(), subject=False), events, headers=False)
+        text += ["Events", *(f"  {line}" for line in shown)]
+    session.terminal.out("\n".join(text))
+
+
+@verb(
+    "set",
+    examples=(
+        "vmorch cluster set --migrations-out 2 --migrations 16",
+        'vmorch cluster set --clear-migration -m "hv-07 is old until Friday"',
+        "vmorch cluster set --no-clear-migration",
+    ),
+    help="Change what holds for all hosts and VMs; what is not named stays. Needs the role admin.",
+)
+@click.option(
+    "--clear-migration/--no-clear-migration",
+    default=None,
+    help="Let guests travel unencrypted where a host has no certificate. Needs --reason.",
+)
+@click.option("--migrations-out", type=_LIMIT, metavar="N", help="Guests that leave one host at once.")
+@click.option("--migrations-in", type=_LIMIT, metavar="N", help="Guests that come to one host at once.")
+@click.option("--migrations", type=_LIMIT, metavar="N", help="Guests that travel in the cluster at once.")
+@change_options(waits=False, plans=False)
+@click.pass_obj
+def set_policy(session: Session, /, **wanted: bool | int | None) -> None:
+    body = {key: value for key, value in wanted.items() if value is not None}
+    if not body:
+        raise Problem("bad-request", "nothing to change", hint="vmorch cluster set --help")
+    record(session, "/v1/cluster", body, "the policy is changed (event {position})", method="PATCH")
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -65,6 +142,7 @@ def status(session: Session, /) -> None:
     log = paint("bad", "the log is away") if found.head is None else f"log {found.head:,}"
     lag = "-" if found.projectionLag is None else f"{found.projectionLag:,} events"
     bus = {True: "connected", False: paint("bad", "not connected"), None: "none"}[found.nats]
+    clear = ["policy  " + paint("warn", "guests may travel unencrypted")] if found.clearMigration else []
     session.terminal.out(
         "\n".join(
             [
@@ -72,6 +150,7 @@ def status(session: Session, /) -> None:
                 f"hosts   {_counts(found.hosts)}",
                 f"VMs     {_counts(found.vms)}",
                 f"ops     {found.operations} active",
+                *clear,
             ]
         )
     )
@@ -216,7 +295,7 @@ def whoami(session: Session, /) -> None:
     ),
     help="Send a request to the API as it is, and print the answer as it comes. Event streams are followed.",
 )
-@click.argument("method", type=click.Choice(("GET", "POST", "PUT", "DELETE"), case_sensitive=False))
+@click.argument("method", type=click.Choice(("GET", "POST", "PUT", "PATCH", "DELETE"), case_sensitive=False))
 @click.argument("path")
 @click.option("--data", metavar="JSON|@FILE|-", help="The body.")
 @change_options(waits=False, plans=False)

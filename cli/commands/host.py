@@ -1,7 +1,7 @@
 """`vmorch host`."""
 
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -13,10 +13,10 @@ from cli.listing import View, list_options, now, query_of, show_list
 from cli.output import show_document, structured
 from cli.problems import Problem
 from cli.session import Session
-from cli.shapes import Host, Single, VmRow
+from cli.shapes import Certificate, Host, Single, VmRow
 from cli.table import Column, lines, pairs
 from cli.transport import quote
-from cli.units import show_gib, show_labels, show_mib, show_time
+from cli.units import show_gib, show_labels, show_mib, show_seconds, show_time
 from cli.verbs import PAIR, Entry, Group, SectionOption, change_options, verb
 
 _HERE = "cli.commands.host"
@@ -29,6 +29,11 @@ host = Group(
         "enroll": Entry(f"{_HERE}:enroll", "Invite a host: make its one-time token", "Change"),
         "cordon": Entry(f"{_HERE}:cordon", "Place no new VM on a host", "Change"),
         "uncordon": Entry(f"{_HERE}:uncordon", "Place VMs on a host again", "Change"),
+        "drain": Entry("cli.commands.host_drain:drain", "Move every VM away from hosts", "Change"),
+        "activate": Entry("cli.commands.host_drain:activate", "Return a host to service", "Change"),
+        "maintenance": Entry(
+            "cli.commands.host_maintenance:maintenance", "Take hosts out of service for work, and back", "Change"
+        ),
         "label": Entry(f"{_HERE}:label", "Set or remove a host's labels", "Change"),
         "overcommit": Entry(f"{_HERE}:overcommit", "Set how much more than it has it may promise", "Change"),
         "retire": Entry(f"{_HERE}:retire", "Take an empty host out of the cluster", "Change"),
@@ -44,14 +49,26 @@ host = Group(
         "invite": "vmorch host enroll NAME",
         "disable": "vmorch host cordon NAME",
         "enable": "vmorch host uncordon NAME",
+        "evacuate": "vmorch host drain NAME",
+        "empty": "vmorch host drain NAME",
+        "restore": "vmorch host activate NAME --bring-back",
+        "undrain": "vmorch host activate NAME",
         "delete": "vmorch host retire NAME",
         "remove": "vmorch host retire NAME",
         "rm": "vmorch host retire NAME",
     },
-    examples=("vmorch host list", 'vmorch host cordon hv-03 -m "DIMM swap"'),
+    examples=("vmorch host list", 'vmorch host drain hv-03 --plan', 'vmorch host cordon hv-03 -m "DIMM swap"'),
 )
 
-_STYLES = {"active": "good", "cordoned": "warn", "unreachable": "bad", "retired": "dim", "invited": "dim"}
+_STYLES = {
+    "active": "good",
+    "cordoned": "warn",
+    "draining": "warn",
+    "maintenance": "warn",
+    "unreachable": "bad",
+    "retired": "dim",
+    "invited": "dim",
+}
 
 
 def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Host]]]:
@@ -168,6 +185,10 @@ def _facts(found: Host, at: datetime, session: Session) -> list[tuple[str, str]]
         ),
         ("Labels", show_labels(found.labels)),
     ]
+    if found.drain is not None:
+        rows.append(("Drain", f"{found.drain} is under way"))
+    if found.maintenance is not None:
+        rows.append(("Maintenance", f"{found.maintenance} is under way"))
     if found.cordoned is not None:
         rows.append(("Cordoned", found.cordoned or "no reason given"))
     if found.facts is not None:
@@ -181,7 +202,17 @@ def _facts(found: Host, at: datetime, session: Session) -> list[tuple[str, str]]
             ),
             ("Networks", ", ".join(facts.networks) or "-"),
         ]
+    if found.certificate is not None:
+        rows.append(("Certificate", _certificate(found.certificate, at, session)))
     return rows
+
+
+def _certificate(certificate: Certificate, at: datetime, session: Session) -> str:
+    names, left = ", ".join(certificate.names), (certificate.expires - at).total_seconds()
+    ends = f"{certificate.expires.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    if left <= 0:
+        return f"{names}, {session.terminal.paint('bad', f'expired {ends}')}"
+    return f"{names}, expires in {show_seconds(left)} ({ends})"
 
 
 _Amount = tuple[str, str, str, str]

@@ -50,6 +50,8 @@ def explain(session: Session, /, what: str | None) -> None:
 
 def resources() -> dict[str, type[msgspec.Struct]]:
     """Noun -> what the API shows of it."""
+    from vmorch.core import drain_resources as drains
+    from vmorch.core import maintenance_resources as maintenances
     from vmorch.core import resources as shapes
 
     return {
@@ -59,6 +61,10 @@ def resources() -> dict[str, type[msgspec.Struct]]:
         "op": shapes.OperationResource,
         "event": shapes.EventResource,
         "token": shapes.TokenResource,
+        "drain": drains.DrainDetail,
+        "plan": drains.DrainDetail,
+        "budget": drains.BudgetResource,
+        "maintenance": maintenances.MaintenanceResource,
     }
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import click
 
+from cli.changing import record
 from cli.client import accepted, decode
 from cli.follow import MARKS, STYLE, failure, follow
 from cli.listing import View, list_options, now, query_of, show_list
 from cli.output import show_document, structured
+from cli.pace import show_pace
 from cli.problems import Problem
 from cli.session import Session
 from cli.shapes import Operation, Single, Step
@@ -28,6 +30,7 @@ op = Group(
         "watch": Entry(f"{_HERE}:watch", "Follow an operation's steps to its end", "Wait"),
         "wait": Entry(f"{_HERE}:wait", "Wait for an operation's end without a word", "Wait"),
         "cancel": Entry(f"{_HERE}:cancel", "Cancel an operation and take back what it did", "Change"),
+        "tune": Entry(f"{_HERE}:tune", "Change the limits of a migration under way", "Change"),
     },
     help="Operations: the work behind changes.",
     foreign={
@@ -120,6 +123,11 @@ def describe(session: Session, /, id: str) -> None:
     if found.code:
         rows.append(("Code", f"{found.code}: {found.message}"))
     text = pairs(rows)
+    if found.blockers:
+        text.append("In the way")
+        text += [f"  {each}" for each in found.blockers]
+    if found.pace is not None:
+        text.append(f"Migration {show_pace(found.pace)}")
     if found.steps:
         text.append("Steps")
         text += [f"  {line}" for line in lines(_STEPS, found.steps, headers=False, paint=paint)]
@@ -139,7 +147,7 @@ _timeout = click.option("--timeout", type=DURATION, help="Stop waiting after thi
 
 
 def _to_the_end(session: Session, id: str, timeout: float | None, *, cancelling: bool = False) -> None:
-    operation = follow(session.client, session.terminal, id, timeout=timeout)
+    operation = follow(session.client, session.terminal, id, timeout=timeout).operation
     if structured(session):
         show_document(session, session.client.get(f"/v1/operations/{quote(operation.id)}").body)
     problem = failure(operation)
@@ -201,3 +209,27 @@ def cancel(session: Session, /, id: str, detach: bool, timeout: float | None) ->
             session.terminal.out(f"cancelling (event {accepted(answer).position})")
         return
     _to_the_end(session, id, timeout, cancelling=True)
+
+
+@verb(
+    "tune",
+    examples=(
+        f"vmorch op tune {_EXAMPLE} --bandwidth 500",
+        f"vmorch op tune {_EXAMPLE} --max-downtime 2s",
+        f"vmorch op tune {_EXAMPLE} --postcopy",
+    ),
+    help="Change the limits of a migration under way. With --postcopy the guest is switched over now, and cannot go"
+    " back: the rest of its memory follows.",
+)
+@click.argument("id")
+@click.option("--bandwidth", type=click.IntRange(0), metavar="MIB_S", help="MiB/s at most; 0 for no limit.")
+@click.option("--max-downtime", type=DURATION, help="Longest pause at the switch-over.")
+@click.option("--postcopy", is_flag=True, help="Switch the guest over now.")
+@change_options(plans=False, waits=False)
+@click.pass_obj
+def tune(session: Session, /, id: str, bandwidth: int | None, max_downtime: float | None, postcopy: bool) -> None:
+    asked = {"bandwidth": bandwidth, "max_downtime": max_downtime, "postcopy": postcopy or None}
+    body = {name: value for name, value in asked.items() if value is not None}
+    if not body:
+        raise click.UsageError("give --bandwidth, --max-downtime or --postcopy", click.get_current_context())
+    record(session, f"/v1/operations/{quote(id)}/tune", body, "asked for (event {position})")

@@ -1,6 +1,6 @@
 """`vmorch vm`: what must be written by hand is listed here, every other verb comes from the registry of commands.
 
-Must not import the registry before a derived verb, or the list of them, is asked for.
+Must not read the data of a verb before it, or the list of them, is asked for.
 """
 
 import click
@@ -48,20 +48,24 @@ class VmGroup(Group):
         written = super().get_command(ctx, cmd_name)
         if written is not None or cmd_name in self.foreign:
             return written
-        from cli.derived import command_for, vm_verbs
+        from cli.verb_data import load
 
-        derived = vm_verbs().get(cmd_name)
-        return None if derived is None else command_for(derived)
+        data = load(cmd_name)
+        if data is None:
+            return None
+        from cli.derived import command_for
+
+        return command_for(data)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from cli.derived import vm_verbs
+        from cli.verb_data import summaries
 
-        return [*super().list_commands(ctx), *vm_verbs()]
+        return [*super().list_commands(ctx), *summaries()]
 
     def summaries(self, ctx: click.Context) -> list[tuple[str, str, str]]:
-        from cli.derived import vm_verbs
+        from cli.verb_data import summaries
 
-        derived = [("Change", verb, command.summary) for verb, command in sorted(vm_verbs().items())]
+        derived = [("Change", verb, summary) for verb, summary in sorted(summaries().items())]
         return [*super().summaries(ctx), *derived]
 
 

@@ -3,12 +3,11 @@
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from cli.changes import Request, Waiting, carry_out, show_plan, vm_summary
+from cli.changes import Request, Waiting, carry_out
 from cli.problems import Problem
 from cli.session import Session
 from cli.verbs import DURATION, PAIR, SIZE_GIB, SIZE_MIB, SectionOption, change_options, parsed, verb
@@ -58,9 +57,8 @@ def read_key(text: str) -> list[str]:
     """The public keys in a file, or the key itself. Raises Problem `bad-request`."""
     if text.startswith(_KEY_KINDS):
         return [text.strip()]
-    path = Path(os.path.expanduser(text))
     try:
-        lines = path.read_text().splitlines()
+        lines = _content(text).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise Problem(
             "bad-request", f"--key: {text!r} is neither a public key nor a readable file"
@@ -73,11 +71,16 @@ def read_key(text: str) -> list[str]:
     return keys
 
 
+def _content(path: str) -> str:
+    with open(os.path.expanduser(path)) as file:
+        return file.read()
+
+
 def _read_text(path: str) -> str:
     if path == "-":
         return sys.stdin.read()
     try:
-        return Path(os.path.expanduser(path)).read_text()
+        return _content(path)
     except (OSError, UnicodeDecodeError) as error:
         raise Problem("bad-request", f"--user-data: {path} cannot be read: {error}") from error
 
@@ -114,6 +117,8 @@ def body_of(name: str, given: dict[str, Any]) -> dict[str, Any]:
     }
     if any(placing.values()):
         body["placing"] = {name: value for name, value in placing.items() if value}
+    if given.get("eviction"):
+        body["eviction"] = given["eviction"]
     if given.get("no_start"):
         body["start"] = False
     return body
@@ -185,6 +190,12 @@ def _grouped(section: str, *names: str, **more: Any) -> Callable[[F], F]:
     multiple=True,
     help="Not where VMs with this label are (repeatable).",
 )
+@_grouped(
+    "Placement",
+    "--eviction",
+    type=click.Choice(("live", "restart", "stop", "never")),
+    help="What becomes of it when its host is drained; default live.",
+)
 @change_options()
 @click.pass_obj
 def create(
@@ -196,5 +207,7 @@ def create(
         label="vm.create", name=name, path="/v1/vms", body=body_of(name, given), request_id=session.request_id
     )
     if dry_run:
+        from cli.plans import show_plan
+
         raise SystemExit(show_plan(session, request))
-    carry_out(session, request, Waiting(detach=detach, timeout=timeout), vm_summary)
+    carry_out(session, request, Waiting(detach=detach, timeout=timeout))

@@ -10,7 +10,7 @@ from cli.events import columns_of_events, last_events
 from cli.listing import View, list_options, now, query_of, show_list
 from cli.output import show_document, structured
 from cli.session import Session
-from cli.shapes import Single, Vm, VmRow
+from cli.shapes import Frozen, Single, Vm, VmRow
 from cli.table import Column, lines, pairs
 from cli.transport import quote
 from cli.units import show_gib, show_labels, show_mib, show_seconds, show_time
@@ -142,6 +142,7 @@ def describe_lines(vm: Vm, at: datetime, session: Session) -> list[str]:
         ),
         ("Addresses", ", ".join(vm.addresses) or "-"),
         ("Labels", show_labels(vm.labels)),
+        ("Eviction", vm.eviction),
         ("Created", show_time(vm.created_at, at, session.times)),
     ]
     if vm.operation:
@@ -164,6 +165,11 @@ def describe_lines(vm: Vm, at: datetime, session: Session) -> list[str]:
         text += pairs(
             [(nic.mac, _network(nic.network, nic.address, nic.gateway)) for nic in vm.spec.nics], "  "
         )
+    if vm.frozen:
+        text.append("Nobody can tell where it is after its migration")
+        text += pairs(_evidence(vm, vm.frozen, at, session), "  ")
+    if vm.traces:
+        text.append(f"Something of it may be left on {', '.join(vm.traces)}; it is cleared when the host answers")
     if vm.pending:
         text.append("Pending, in force from the next start")
         text += pairs(
@@ -179,6 +185,20 @@ def describe_lines(vm: Vm, at: datetime, session: Session) -> list[str]:
             [(each.field, f"recorded {each.recorded}, seen {each.seen}") for each in vm.drift], "  "
         )
     return text
+
+
+def _evidence(vm: Vm, frozen: Frozen, at: datetime, session: Session) -> list[tuple[str, str]]:
+    ends = (("Source", frozen.source), ("Destination", frozen.destination))
+    seen = [
+        (name, f"{end.host}: {end.power}" + (f" ({end.reason})" if end.reason else "")) for name, end in ends
+    ]
+    return [
+        ("Why", frozen.why),
+        *seen,
+        ("Since", show_time(frozen.since, at, session.times)),
+        ("Way out", "it settles when both hosts answer; or, once you are sure that it runs nowhere else:"),
+        ("", f'vmorch vm resolve {vm.name} {frozen.source.host} -m "why"  (or {frozen.destination.host})'),
+    ]
 
 
 _Condition = tuple[str, bool, str]

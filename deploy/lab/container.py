@@ -57,12 +57,14 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What pid 1 makes of its namespaces; the paths of `binds` are (source on the machine, target inside)."""
+    """What pid 1 makes of its namespaces; the paths of `binds` are (source on the machine, target inside). Targets in
+    `tmpfs` are empty and those in `grown` as on the machine before, and what is bound inside either is made there."""
 
     hostname: str
     umask: str
     binds: Sequence[tuple[str, str]]
     tmpfs: Sequence[str] = ()
+    grown: Sequence[str] = ()
     private_dev: bool = False
     sysctl: Mapping[str, str] = {}
 

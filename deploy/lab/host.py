@@ -202,6 +202,20 @@ class Host:
         enroll = [*AGENT_ARGV[:3], "enroll", server, "--config", host_files.AGENT_CONFIG]
         self.run([*enroll, "--token-file", "-"], text=token)
 
+    def encrypt(self) -> None:
+        """Let libvirt serve and migrate with the certificates that enrolment brought. Quiet if it does already.
+
+        libvirtd does not start with settings that name certificates which are not there, so this comes after
+        enrolment, and holds from then on. Clear connections stay possible, for tests of what they are refused for.
+        """
+        if self.run(["mountpoint", "-q", "/etc/pki"], check=False).returncode != 0:
+            # the links would be made on the machine itself
+            raise LabError(f"{self.name} has no /etc/pki of its own", f"boot it again: power-cut and boot {self.name}")
+        setup = [*AGENT_ARGV[:3], "setup-libvirt", "--write", "--clear-migration", "--config", host_files.AGENT_CONFIG]
+        if ": set" in self.run(setup).stdout:
+            self.kill("libvirtd", signal.SIGTERM)
+            self.start("libvirtd")
+
     def status(self) -> HostStatus:
         control = self._control.init()
         power = "frozen" if self.container.is_frozen() else "on" if self.is_on() else "off"

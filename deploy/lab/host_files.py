@@ -73,6 +73,12 @@ shared_dir = "{shared_dir}"
 
 [network]
 default = "{network}"
+
+[hooks]
+dir = "{agent_dir}/hooks"
+
+[migration]
+address = "{address}"
 """
 
 
@@ -90,7 +96,7 @@ def hosts_file(names: list[str]) -> str:
 
 def prepare(directory: Path, lab: str, name: str, index: int) -> None:
     """Create the host's disk if it is new. /run is emptied, as at every boot."""
-    for kept in ("lib", "cache", "log", "local", "agent"):
+    for kept in ("lib", "cache", "log", "local", "agent", "pki"):
         (directory / kept).mkdir(parents=True, exist_ok=True)
     shutil.rmtree(directory / "run", ignore_errors=True)
     for volatile in ("lock", "libvirt"):
@@ -101,7 +107,12 @@ def prepare(directory: Path, lab: str, name: str, index: int) -> None:
     if not settings.exists():
         settings.write_text(
             _AGENT_CONF.format(
-                agent_dir=AGENT_DIR, name=name, local_dir=LOCAL_DIR, shared_dir=SHARED_DIR, network=NETWORK
+                agent_dir=AGENT_DIR,
+                name=name,
+                local_dir=LOCAL_DIR,
+                shared_dir=SHARED_DIR,
+                network=NETWORK,
+                address=network.host_address(index),
             )
         )
     if not (directory / "etc").exists():
@@ -132,6 +143,7 @@ def plan(directory: Path, name: str, hosts: Path, shared: Path) -> Plan:
         "lib": "/var/lib/libvirt",
         "cache": "/var/cache/libvirt",
         "log": "/var/log/libvirt",
+        "pki": "/etc/pki",
         "machine-id": "/etc/machine-id",
         "local": LOCAL_DIR,
         "agent": AGENT_DIR,
@@ -146,5 +158,7 @@ def plan(directory: Path, name: str, hosts: Path, shared: Path) -> Plan:
             (str(hosts), "/etc/hosts"),
         ],
         tmpfs=["/srv"],
+        # most machines have no /etc/pki to cover
+        grown=["/etc"],
         private_dev=True,
     )

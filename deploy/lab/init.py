@@ -78,12 +78,19 @@ def set_up(plan: dict[str, Any]) -> None:
         ns.mount_private_devices()
     for target in plan["tmpfs"]:
         ns.mount_tmpfs(target)
+    for target in plan["grown"]:
+        ns.grow(target, f"{plan['tmpfs'][0]}/.grown{target}")
     for source, target in plan["binds"]:
-        if any(target.startswith(f"{made}/") for made in plan["tmpfs"]):
-            os.makedirs(target)
+        if any(target.startswith(f"{made}/") for made in (*plan["tmpfs"], *plan["grown"])):
+            _make_room(source, target)
         ns.bind(source, target)
     for name, value in plan["sysctl"].items():
         Path("/proc/sys", name).write_text(value)
+
+
+def _make_room(source: str, target: str) -> None:
+    if os.path.isdir(source):
+        os.makedirs(target, exist_ok=True)
 
 
 class Init:

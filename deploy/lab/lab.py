@@ -128,6 +128,7 @@ class Lab:
             for host in hosts:
                 if not host.is_enrolled():
                     host.enrol(SERVER_URL, self.control.register_host(host.name))
+                host.encrypt()
                 host.start("agent")
             self.control.await_agents([host.name for host in hosts])
             self._say("agents connected")

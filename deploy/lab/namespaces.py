@@ -55,6 +55,14 @@ def mount_tmpfs(target: str, mode: str = "0755") -> None:
     _mount("tmpfs", target, "tmpfs", _MS_NOSUID, f"mode={mode}")
 
 
+def grow(target: str, room: str) -> None:
+    """Let a directory of the machine have more in it here than there; `room`, on a tmpfs, takes what is new."""
+    upper, work = f"{room}/upper", f"{room}/work"
+    os.makedirs(upper)
+    os.makedirs(work)
+    _mount("overlay", target, "overlay", 0, f"lowerdir={target},upperdir={upper},workdir={work}")
+
+
 def mount_kernel_views() -> None:
     """Show the processes and the network devices of this namespace, and no control groups of the machine."""
     _mount("proc", "/proc", "proc", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC)

@@ -48,6 +48,8 @@ def check() -> None:
     for kind in ("net", "mnt", "uts", "ipc", "pid"):
         if not Path("/proc/self/ns", kind).exists():
             raise LabError(f"this kernel has no {kind} namespaces")
+    if "overlay" not in Path("/proc/filesystems").read_text().split():
+        raise LabError("this kernel has no overlay file system", "modprobe overlay")
     absent = [path for path in _MOUNT_POINTS if not Path(path).exists()]
     if absent:
         raise LabError(f"a host needs these to exist, to cover them with its own: {' '.join(absent)}")

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import libvirt
 
-from hostagent.certificates import lacking
 from hostagent.commands._capabilities import machines
 from hostagent.commands._host import Host
 from hostagent.layout import disk_file, opened, regular_file
+from hostagent.pki import lacking
 from hostagent.space import memory_available
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import PrepareArrival

@@ -6,10 +6,10 @@ from typing import Any
 
 import libvirt
 
-from hostagent.certificates import lacking
 from hostagent.commands._capabilities import machines, processor
 from hostagent.commands._host import Host
 from hostagent.identity import machine_id
+from hostagent.pki import lacking
 from hostagent.shared import shared_id
 from hostagent.space import storage_gib
 from vmorch.core.ids import GiB, MiB

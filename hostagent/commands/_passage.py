@@ -31,6 +31,8 @@ CUT_SECONDS = 15.0
 _ASK_AGAIN = 0.25
 SWITCH_SECONDS = 10.0
 """How long QEMU has to switch a guest over when it is told to."""
+HALTED_SECONDS = 15.0
+"""How long a guest may stand still in its switch-over, beyond the downtime that was allowed, before it is ended."""
 SILENCE_SECONDS = 15.0
 """How long a guest that was switched over may get no page before the line counts as dead."""
 
@@ -130,6 +132,7 @@ class Watch:
         self._aborting: Call | None = None
         self._cut = False
         self._switching: tuple[float, Call] | None = None
+        self._halted: float | None = None
 
     def until_over(self, meter: Meter) -> Ending | None:
         """Return when the passage is over, or will not end whatever is done; then, why it was to be ended, if it was.
@@ -155,7 +158,7 @@ class Watch:
                 if silent is not None:
                     return silent
                 continue
-            ending = self._withdrawn() or self._steered(track, sample)
+            ending = self._withdrawn() or self._overdue() or self._steered(track, sample)
             if ending is not None and self._ended():
                 return ending
         return None
@@ -166,6 +169,22 @@ class Watch:
         except (Withdrawn, Expired) as ending:
             return ending
         return None
+
+    def _overdue(self) -> Ending | None:
+        """Why a switch-over has to end: QEMU answers no question in it, so no sample tells that it hangs."""
+        command = self._command
+        halted = halted_for(self._host.link.queries, command) == libvirt.VIR_DOMAIN_PAUSED_MIGRATION
+        if command.copy or not halted:
+            # disks that go along are carried to their end while the guest is halted
+            self._halted = None
+            return None
+        now = time.monotonic()
+        self._halted = self._halted or now
+        allowed = max(self._passage.max_downtime, self._host.passages.max_downtime(command.vm) or 0.0)
+        seconds = now - self._halted
+        if seconds < HALTED_SECONDS + 2 * allowed:
+            return None
+        return Rejected("migration-failed", f"the guest stood still for {seconds:.0f} s in its switch-over")
 
     def _steered(self, track: Track, sample: Sample) -> Ending | None:
         what, why = steer(track, sample, self._passage)

@@ -25,7 +25,13 @@ def _reached(command: AwaitReady, host: Host) -> bool:
     domain = need(host, command.vm)
     if observe(host, domain).power != "running":
         return False
-    return command.ready.by == "none" or _try(command, domain) == ""
+    if command.ready.by == "none":
+        return True
+    if _try(command, domain):
+        return False
+    # the agent that waited may have died before it learned them, and nobody asks for them again
+    host.runs.found_at(command.vm, _addresses(command, domain) or host.runs.of(command.vm).addresses)
+    return True
 
 
 @handles(AwaitReady, reached=_reached)
@@ -36,6 +42,10 @@ def await_ready(command: AwaitReady, host: Host, scope: Scope) -> Done:
         seen = observe(host, domain)
         if seen.power not in ("running", "paused"):
             raise Rejected("not-ready", f"the guest is {seen.power}" + (f": {seen.reason}" if seen.reason else ""))
+        if seen.power == "running" and command.ready.by == "agent" and (named := _guest.named_addresses(domain)):
+            # an agent that names them has answered: one question to a guest takes as long as all the rest
+            host.runs.found_at(command.vm, named)
+            return Done(observed=observe(host, domain))
         trouble = "the domain is paused" if seen.power == "paused" else _try(command, domain)
         if not trouble:
             return Done(observed=_with_addresses(command, host, domain, scope))
@@ -81,9 +91,13 @@ def _with_addresses(command: AwaitReady, host: Host, domain: Any, scope: Scope) 
         until = time.monotonic() + (_ADDRESS_WITHIN if command.nics else 0.0)
         found: tuple[str, ...] = ()
         while not found:
-            found = _guest.named_addresses(domain) or _guest.likely_addresses(domain, command.nics)
+            found = _addresses(command, domain)
             if found or time.monotonic() >= until or scope.remaining() <= _MARGIN:
                 break
             scope.pause(_LOOK_EVERY)
         host.runs.found_at(command.vm, found)
     return observe(host, domain)
+
+
+def _addresses(command: AwaitReady, domain: Any) -> tuple[str, ...]:
+    return _guest.named_addresses(domain) or _guest.likely_addresses(domain, command.nics)

@@ -3,6 +3,9 @@
 import time
 from typing import Any
 
+import libvirt
+import structlog
+
 from hostagent.commands import _luggage
 from hostagent.commands._defining import define, is_defined
 from hostagent.commands._domain import find, need, observe
@@ -16,6 +19,8 @@ from vmorch.core.migration import HALTED, UNFINISHED
 _SETTLE_SECONDS = 15.0
 """How long libvirt has to put away a migration that is over."""
 _LOOK_EVERY = 0.05
+
+_log = structlog.get_logger(__name__)
 
 
 def _reached(command: ClaimDomain, host: Host) -> bool:
@@ -39,6 +44,10 @@ def claim_domain(command: ClaimDomain, host: Host, scope: Scope) -> Done:
     if domain is not None:
         # before its definition is replaced, which would throw it away
         _luggage.unpack(domain)
+    if domain is not None and _is_wedged(seen):
+        _log.warning("guest given up: its QEMU hangs in a switch-over to nobody", vm=command.vm)
+        domain.destroyFlags(0)
+        seen = _settled(host, domain, scope)
     domain = define(host, command.vm, domain, command.spec) or need(host, command.vm)
     if seen.power == "paused" and seen.reason in UNFINISHED:
         # the rest of its memory was at the end that is gone: nothing can run on
@@ -47,7 +56,25 @@ def claim_domain(command: ClaimDomain, host: Host, scope: Scope) -> Done:
         resume(host, domain)
     seen = observe(host, domain)
     host.runs.came(command.vm, halted=seen.power == "paused")
-    return Done(observed=seen)
+    return Done(observed=seen, pause=_pause(domain) if seen.power == "running" else None)
+
+
+def _is_wedged(seen: Observed) -> bool:
+    """Whether a passage that nobody awaits holds the domain still. QEMU 7.2 can wait for ever for a destination that
+    died in the switch-over, with its monitor silent, so that libvirt can neither end the passage nor resume the
+    guest."""
+    return seen.moving and seen.power == "paused" and seen.reason == "migration"
+
+
+def _pause(domain: Any) -> float | None:
+    """For how many seconds the guest stood still at the switch-over; None if it did not come from elsewhere."""
+    try:
+        flags = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | libvirt.VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED
+        milliseconds = domain.jobStats(flags).get(libvirt.VIR_DOMAIN_JOB_DOWNTIME)
+    except libvirt.libvirtError:
+        # a figure for people: without it the guest is no less here
+        return None
+    return None if milliseconds is None else milliseconds / 1000
 
 
 def _settled(host: Host, domain: Any, scope: Scope) -> Observed:

@@ -46,7 +46,7 @@ def tune_migration(command: TuneMigration, host: Host, scope: Scope) -> Done:
                 _ask(host, scope, _setting_speed(domain, speed, flags))
         if command.postcopy and seen.reason != "postcopy":
             _ask(host, scope, domain.migrateStartPostCopy)
-    host.passages.tuned(command.vm)
+    host.passages.tuned(command.vm, command.max_downtime)
     return Done(observed=observe(host, need(host, command.vm)))
 
 

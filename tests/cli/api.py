@@ -8,7 +8,7 @@ import json
 import socketserver
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,10 @@ from msgspec import Struct
 
 from vmorch.core.aggregates.host import Capacity
 from vmorch.core.codes import CODES
+from vmorch.core.drain_resources import BudgetResource, CauseResource, DrainDetail, DrainVm, HostAfterResource
 from vmorch.core.ids import Digest, GiB, MiB
 from vmorch.core.resources import (
+    CertificateResource,
     EventResource,
     HostResource,
     ImageResource,
@@ -95,7 +97,7 @@ class _Requests(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 
-    do_GET = do_POST = do_PUT = do_DELETE = _answer
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = _answer
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -221,6 +223,9 @@ def vm(name: str, **more: Any) -> VmResource:
         "pending": {},
         "drift": (),
         "operation": None,
+        "eviction": "live",
+        "traces": (),
+        "frozen": None,
         "epoch": 1,
         "version": 17,
         "created_at": AT,
@@ -282,9 +287,87 @@ def host(name: str, **more: Any) -> HostResource:
         "overcommit": {"cpu": 4.0, "memory": 1.0, "disk": 1.0},
         "unmanaged": (),
         "facts": facts,
+        "certificate": CertificateResource(
+            fingerprint="5f" * 32, serial="1a2b", names=(name, "10.0.0.7"), expires=AT + timedelta(days=89)
+        ),
         "version": 3,
     }
     return HostResource(**{**fields, **more})
+
+
+def drain_vm(name: str, state: str, **more: Any) -> DrainVm:
+    causes = tuple(CauseResource(why=why, hosts=(), number=0) for why in more.pop("causes", ()))
+    fields: dict[str, Any] = {
+        "vm": f"id-{name}",
+        "name": name,
+        "state": state,
+        "source": "hv-03",
+        "destination": "hv-01",
+        "host": "hv-01" if state == "moved" else "hv-03",
+        "how": "live",
+        "wave": 1,
+        "memory": 8192,
+        "copy_disks": False,
+        "estimate": 12.0,
+        "why": "71% of memory left",
+        "operation": None,
+        "doing": "",
+        "waits_for": "",
+        "code": "",
+        "message": "",
+        "causes": causes,
+    }
+    return DrainVm(**{**fields, **more})
+
+
+def blocked_vm(name: str, *causes: str) -> DrainVm:
+    return drain_vm(name, "blocked", destination=None, how=None, wave=None, why="", estimate=0.0, causes=causes)
+
+
+def drain(state: str, *vms: DrainVm, **more: Any) -> DrainDetail:
+    fields: dict[str, Any] = {
+        "id": OP,
+        "purpose": "drain",
+        "state": state,
+        "hosts": ("hv-03",),
+        "vms": {},
+        "waves": max((each.wave or 0 for each in vms), default=0),
+        "estimate": 540.0,
+        "survivable": True,
+        "on_blocked": "refuse",
+        "actor": "oncall",
+        "reason": "",
+        "parent": "",
+        "position": 48250,
+        "planned_at": AT,
+        "started_at": None if state == "planned" else AT,
+        "deadline": None,
+        "ended_at": AT if state not in ("planned", "running", "ending") else None,
+        "version": 3,
+        "lines": vms,
+        "after": (HostAfterResource(host="hv-01", vms=9, memory=0.71, vcpus=0.5, disk=0.2, memory_before=0.4),),
+        "losses": (),
+        "on_local_disks": 0,
+        "max_parallel": None,
+        "copy_disks": True,
+        "limit": None,
+        "kept": 0,
+    }
+    return DrainDetail(**{**fields, **more})
+
+
+def budget(name: str, **more: Any) -> BudgetResource:
+    fields: dict[str, Any] = {
+        "id": f"id-{name}",
+        "name": name,
+        "selector": {"app": name},
+        "max_unavailable": 2,
+        "vms": 5,
+        "away": (f"{name}-1",),
+        "created_at": AT,
+        "version": 1,
+    }
+    return BudgetResource(**{**fields, **more})
 
 
 def image(name: str, **more: Any) -> ImageResource:

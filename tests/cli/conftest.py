@@ -73,6 +73,8 @@ class OnTerminal:
         self.seen = ""
         pid, self._fd = pty.fork()
         if pid == 0:
+            # whoever runs the tests in the background of a shell has it ignored, which an exec passes on
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.execve(sys.executable, [sys.executable, "-m", "cli", *arguments], env)
         self._pid = pid
         self._status: int | None = None

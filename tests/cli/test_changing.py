@@ -31,7 +31,7 @@ STUCK = make.operation(
 WHOLE = """
     vm create web-3 --image debian-13 --vcpus 4 --memory 8Gi --disk 40Gi --extra-disk 200Gi,shared
     --net network=prod,address=10.0.4.13/24,gateway=10.0.4.1,nameserver=10.0.0.2 --label app=web
-    --host-label rack=b2 --away-from app=web --ready http:8080/healthz --ready-within 2m
+    --host-label rack=b2 --away-from app=web --eviction restart --ready http:8080/healthz --ready-within 2m
 """
 
 
@@ -78,6 +78,7 @@ def test_create_sends_the_whole_request_and_shows_its_steps(api: Api, vmorch: Ru
         "ready": {"by": "http", "port": 8080, "path": "/healthz", "within": 120.0},
         "labels": {"app": "web"},
         "placing": {"host_labels": {"rack": "b2"}, "away_from": {"app": "web"}},
+        "eviction": "restart",
     }
 
 
@@ -222,6 +223,17 @@ def test_a_change_of_the_record_only_needs_no_waiting(api: Api, vmorch: Run) -> 
     assert done.stdout == "web-1: recorded (event 48190)\n"
 
 
+def test_the_policy_is_changed_by_naming_what_shall_be_otherwise(api: Api, vmorch: Run) -> None:
+    api.on("PATCH /v1/cluster", make.accepted("", operation=None))
+    done = vmorch("cluster", "set", "--no-clear-migration", "--migrations-out", "2", "-m", "CHG-7")
+    assert done.returncode == 0, done.stderr
+    [asked] = api.changes()
+    assert asked.json() == {"clear_migration": False, "migrations_out": 2}
+    assert asked.headers["vmorch-reason"] == "CHG-7"
+    assert vmorch("cluster", "set").returncode == 2
+    assert vmorch("cluster", "set", "--migrations", "0").returncode == 2
+
+
 def test_timeout_exits_8_and_cancels_nothing(api: Api, vmorch: Run) -> None:
     over = threading.Event()
 
@@ -248,6 +260,15 @@ def test_a_lost_answer_is_asked_for_again_under_the_same_request_id(api: Api, vm
     ids = [each.headers["vmorch-request-id"] for each in api.changes()]
     assert len(ids) == 2
     assert len(set(ids)) == 1
+
+
+def test_a_vm_told_at_the_end_of_its_operation_is_not_asked_for(api: Api, vmorch: Run) -> None:
+    api.on("POST /v1/vms/web-3/start", make.accepted("web-3"))
+    told = make.events(("operation", STEPS[2]), ("vm", make.vm("web-3")), ("operation", STEPS[3]))
+    api.on(f"GET /v1/operations/{make.OP}/watch", lambda asked: make.stream(told))
+    done = vmorch("vm", "start", "web-3")
+    assert done.stdout == "web-3 is running on hv-02 at 10.0.4.13\n", done.stderr
+    assert [each.path for each in api.asked] == ["/v1/vms/web-3/start", f"/v1/operations/{make.OP}/watch"]
 
 
 def test_the_watch_outlives_a_restart_of_the_server_and_says_so_once(api: Api, vmorch: Run) -> None:

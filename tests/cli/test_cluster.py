@@ -1,5 +1,6 @@
 """The CLI against a whole cluster: the real server on real Postgres and NATS, with simulated hosts."""
 
+import contextlib
 import ctypes
 import json
 import shutil
@@ -33,12 +34,19 @@ def end_with_the_tests() -> None:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Path]:
     """The directory of a development cluster with two hosts, gone afterwards."""
+    with development_cluster(2) as (directory, _):
+        yield directory
+
+
+@contextlib.contextmanager
+def development_cluster(hosts: int) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
+    """A cluster's directory and its supervisor, both gone afterwards."""
     # not under pytest's own directory: Postgres does not run as root and must be able to enter
     directory = Path(tempfile.mkdtemp(prefix="vmorch-cli-"))
     directory.chmod(0o755)
     (directory / "ports").write_text(f"{free_port()} {free_port()}")
     log = (directory / "log").open("wb")
-    line = [sys.executable, "-m", "vmorch.dev", "serve", "--dir", str(directory), "--hosts", "2"]
+    line = [sys.executable, "-m", "vmorch.dev", "serve", "--dir", str(directory), "--hosts", str(hosts)]
     process = subprocess.Popen(line, cwd=ROOT, stdout=log, stderr=log, preexec_fn=end_with_the_tests)
     try:
         deadline = time.monotonic() + 90
@@ -47,7 +55,7 @@ def cluster() -> Iterator[Path]:
             assert process.poll() is None, told
             assert time.monotonic() < deadline, told
             time.sleep(0.05)
-        yield directory
+        yield directory, process
     finally:
         process.terminate()
         process.wait(60)
@@ -131,3 +139,23 @@ def test_hosts_tokens_and_the_cluster_itself(live: Run) -> None:
     assert live("projection", "rebuild").returncode == 0
     assert live("event", "show", "1").returncode == 0
     assert live("event", "show", "999999").returncode == 3
+
+
+def test_a_killed_supervisor_leaves_no_process_behind() -> None:
+    with development_cluster(1) as (directory, supervisor):
+        assert len(processes_of(directory)) == 5  # the supervisor, Postgres, NATS, the server, the hosts
+        supervisor.kill()
+        supervisor.wait()
+        deadline = time.monotonic() + 20
+        while left := processes_of(directory):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.05)
+
+
+def processes_of(directory: Path) -> list[list[str]]:
+    """The command lines that name the directory."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().decode(errors="replace").split("\0"))
+    return [line for line in lines if any(str(directory) in each for each in line)]

@@ -3,15 +3,20 @@
 from typing import Annotated, Literal
 
 import click
+import msgspec
 import pytest
 from msgspec import Meta
+from msgspec.structs import replace
 
-from cli.derived import body_of, command_for, fields_of, vm_verbs, wants_confirmation
+from cli.derived import body_of, command_for
+from cli.limits import essence
 from cli.problems import Problem
-from cli.verbs import DURATION, PAIR, SIZE_GIB, SIZE_MIB
+from cli.registry import derive
+from cli.verb_data import load, summaries
 from vmorch.core.aggregates.vm import VmCommand
 from vmorch.core.ids import MiB
 from vmorch.core.operations.label import LabelVm
+from vmorch.core.operations.rename import RenameVm
 from vmorch.core.operations.resize import ResizeVm
 from vmorch.core.operations.stop import StopVm
 from vmorch.core.spec import DiskGiB, Labels
@@ -43,24 +48,42 @@ WHOLE = """
 
 
 def parse(command: type[VmCommand], *arguments: str) -> dict[str, object]:
-    made = command_for(command)
-    with made.make_context("x", list(arguments)) as context:
-        return body_of(command, fields_of(command), context.params)
+    data = derive(command)
+    with command_for(data).make_context("x", list(arguments)) as context:
+        return body_of(data, context.params)
 
 
 def test_every_verb_of_the_registry_is_a_command() -> None:
     expected = {"start", "stop", "reboot", "pause", "resume", "delete", "rename", "label", "resize"}
-    assert expected <= set(vm_verbs())
-    assert "create" not in vm_verbs()
+    assert expected <= set(summaries())
+    assert "create" not in summaries()
+    assert load("create") is None
+
+
+def test_what_a_verb_is_at_run_time_is_what_the_registry_says() -> None:
+    assert load("resize") == derive(ResizeVm)
+    assert load("label") == derive(LabelVm)
 
 
 def test_fields_become_parameters_in_the_operators_notation() -> None:
-    kinds = {field.name: field.kind for field in fields_of(Odd)}
-    assert kinds["memory"] is SIZE_MIB
-    assert kinds["disk"] is SIZE_GIB
-    assert kinds["grace"] is DURATION
-    assert kinds["labels"] is PAIR
-    assert isinstance(kinds["speed"], click.Choice)
+    fields = {field.name: field for field in derive(Odd).fields}
+    assert {name: field.kind for name, field in fields.items()} == {
+        "target": "text",
+        "speed": "choice",
+        "memory": "mib",
+        "disk": "gib",
+        "grace": "duration",
+        "times": "integer",
+        "sure": "switch",
+        "checked": "switch",
+        "tags": "text",
+        "labels": "pairs",
+        "nested": "json",
+    }
+    assert [name for name, field in fields.items() if field.required] == ["target"]
+    assert [name for name, field in fields.items() if field.many] == ["tags", "labels"]
+    assert fields["speed"].choices == ("slow", "fast")
+    assert fields["grace"].help == "Seconds to wait; default 5.0s."
 
 
 def test_a_body_holds_what_was_typed_and_nothing_else() -> None:
@@ -93,13 +116,45 @@ def test_a_field_out_of_its_limits_is_refused_by_name() -> None:
     assert refused.value.exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (ResizeVm, ["--vcpus", "0"]),
+        (ResizeVm, ["--memory", "1Mi"]),
+        (StopVm, ["--grace", "2h"]),
+        (LabelVm, ["--set", "UPPER=x"]),
+        (LabelVm, ["--set", f"long={'x' * 64}"]),
+        (LabelVm, ["--remove", "-"]),
+        (LabelVm, [each for index in range(33) for each in ("--remove", f"k{index}")]),
+        (RenameVm, ["not_a_name"]),
+        (Odd, ["there", "--disk", "99Ti"]),
+    ],
+)
+def test_a_refusal_here_is_in_the_words_of_the_server(command: type[VmCommand], arguments: list[str]) -> None:
+    data = derive(command)
+    with command_for(data).make_context("x", ["web-1", *arguments]) as context:
+        with pytest.raises(Problem) as refused:
+            body_of(data, context.params)
+        without_limits = replace(data, fields=tuple(replace(field, limits={}) for field in data.fields))
+        body = body_of(without_limits, context.params)
+    with pytest.raises(msgspec.ValidationError) as there:
+        msgspec.convert(body, command)
+    assert str(refused.value.__cause__) == str(there.value)
+
+
+def test_what_cannot_be_checked_here_is_left_to_the_server() -> None:
+    assert essence(msgspec.json.schema(tuple[int, str])) == {}
+    assert essence(msgspec.json.schema(int | str)) == {}
+    assert essence(msgspec.json.schema(str)) == {}
+
+
 def test_a_verb_that_must_be_told_something_takes_one_vm() -> None:
-    assert [param.nargs for param in command_for(Odd).params if isinstance(param, click.Argument)] == [1, 1]
-    assert [param.nargs for param in command_for(StopVm).params if isinstance(param, click.Argument)] == [-1]
+    assert [param.nargs for param in command_for(derive(Odd)).params if isinstance(param, click.Argument)] == [1, 1]
+    assert [param.nargs for param in command_for(derive(StopVm)).params if isinstance(param, click.Argument)] == [-1]
 
 
 def test_destructive_verbs_want_confirmation() -> None:
-    verbs = vm_verbs()
-    assert wants_confirmation(verbs["delete"]) == "always"
-    assert wants_confirmation(verbs["stop"]) == "force"
-    assert wants_confirmation(verbs["start"]) is None
+    wanted = {verb: data.confirms for verb in summaries() if (data := load(verb)) is not None}
+    assert wanted["delete"] == "always"
+    assert wanted["stop"] == "force"
+    assert wanted["start"] is None

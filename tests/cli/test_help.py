@@ -1,6 +1,7 @@
 """Help, start-up, and answers to verbs that are not ours."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from cli.main import ENTRIES, root
+from cli.root import ENTRIES, root
 from cli.session import Session
 from cli.verbs import Group, Verb
 from tests.cli.conftest import ROOT, Run
@@ -32,7 +33,11 @@ def test_the_tree_is_whole() -> None:
     tree = {" ".join(path) for path in COMMANDS}
     expected = """
         vm create list describe start stop reboot pause resume delete rename label resize
-        host enroll list describe cordon uncordon label overcommit retire
+        host enroll list describe cordon uncordon drain activate label overcommit retire
+        drain list describe watch cancel
+        host maintenance
+        plan list describe apply discard
+        budget list describe create delete
         image add list describe remove
         op list describe wait cancel watch
         event list show tail
@@ -66,7 +71,7 @@ def test_every_summary_in_a_table_names_a_command_that_exists() -> None:
 
 def test_help_imports_no_library_of_the_server_and_nothing_above_the_core() -> None:
     code = (
-        "import sys, json, cli.main as m; sys.stdout = open('/dev/null', 'w'); from cli.session import Session\n"
+        "import sys, json, cli.root as m; sys.stdout = open('/dev/null', 'w'); from cli.session import Session\n"
         "m.run(sys.argv[1:], Session()); json.dump(sorted(sys.modules), sys.stderr)"
     )
     for arguments in (["--help"], ["vm", "--help"], ["vm", "stop", "--help"], ["explain", "vm"]):
@@ -81,12 +86,38 @@ def test_help_imports_no_library_of_the_server_and_nothing_above_the_core() -> N
 
 
 def test_the_first_help_screen_loads_no_command_and_no_client() -> None:
-    code = "import sys, json, cli.main as m; from cli.session import Session\nm.run(['--help'], Session())\n"
+    code = "import sys, json, cli.root as m; from cli.session import Session\nm.run(['--help'], Session())\n"
     code += "json.dump(sorted(sys.modules), sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     modules = set(json.loads(done.stderr))
     assert not {name for name in modules if name.startswith(("cli.commands", "vmorch.core.operations"))}
     assert {"http.client", "ssl", "cli.client"}.isdisjoint(modules)
+
+
+def test_a_change_is_asked_for_before_what_follows_is_imported() -> None:
+    code = """if True:
+        import http.client, json, os, sys
+        def connect(connection):
+            json.dump(sorted(sys.modules), sys.stderr)
+            sys.stderr.flush()
+            os._exit(0)
+        http.client.HTTPConnection.connect = connect
+        from cli.main import main
+        main()
+    """
+    lines = ("vm start web-1", "vm stop web-1 --grace 5s", "vm create web-1 --image debian-13 --memory 2Gi")
+    for line in lines:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *line.split()],
+            cwd=ROOT,
+            env={**os.environ, "VMORCH_API": "http://127.0.0.1:1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        modules = set(json.loads(done.stderr))
+        assert {"cli.outcome", "cli.follow", "cli.shapes", "cli.table", "cli.registry"}.isdisjoint(modules)
+        assert {"vmorch.core.messages", "vmorch.core.operations", "queue", "hashlib"}.isdisjoint(modules)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Reading: lists, single things, formats, the way to the server."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 from tests.cli import api as make
 from tests.cli.api import Api, Asked, Reply
 from tests.cli.conftest import Run
+from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.codes import CODES
+from vmorch.core.resources import ClusterResource
 
 
 def two_vms() -> Reply:
@@ -107,6 +110,22 @@ def test_pages_are_followed_to_the_end(api: Api, vmorch: Run) -> None:
     assert vmorch("vm", "list", "-o", "name", "--limit", "1").stdout == "db-1\n"
 
 
+def test_a_vm_that_nobody_can_place_is_described_with_the_evidence_and_the_way_out(api: Api, vmorch: Run) -> None:
+    source = {"host": "hv-01", "power": "paused", "reason": "migration"}
+    destination = {"host": "hv-02", "power": "unknown", "reason": "not seen"}
+    why = "the destination cannot be seen"
+    frozen = {"operation": "op", "why": why, "source": source, "destination": destination}
+    known = json.loads(msgspec.json.encode(make.vm("web-1")))
+    doc = {**known, "traces": ["hv-02"], "frozen": {**frozen, "since": None}}
+    api.on("GET /v1/vms/web-1", make.single("Vm", doc))
+    api.on("GET /v1/events", make.listing("Event", []))
+    shown = vmorch("vm", "describe", "web-1").stdout
+    assert "hv-01: paused (migration)" in shown
+    assert "hv-02: unknown (not seen)" in shown
+    assert "vmorch vm resolve web-1 hv-01" in shown
+    assert "Something of it may be left on hv-02" in shown
+
+
 def test_an_empty_list_says_so_on_stderr_only(api: Api, vmorch: Run) -> None:
     api.on("GET /v1/vms", make.listing("Vm", []))
     done = vmorch("vm", "list")
@@ -131,6 +150,7 @@ def test_describe_shows_everything(api: Api, vmorch: Run) -> None:
         "  Memory     8Gi",
         "  Addresses  10.0.4.13",
         "  Labels     app=web",
+        "  Eviction   live",
         "  Created    2026-11-20 12:00:00Z",
         "Conditions",
         "  Running  True   power running; ready when: guest agent, within 3m",
@@ -206,7 +226,9 @@ def test_a_described_host_shows_its_vms_and_capacity(api: Api, vmorch: Run) -> N
     api.on("GET /v1/vms", make.listing("Vm", [make.vm("web-1")]))
     api.on("GET /v1/events", make.listing("Event", []))
     shown = vmorch("host", "describe", "hv-02").stdout
-    assert "Cordoned  raid" in shown
+    assert "Cordoned     raid" in shown
+    # the fixture's certificate was issued in the past of whoever reads this, or not
+    assert re.search(r"Certificate  hv-02, 10\.0\.0\.7, (expires in \d+d|expired) ?.*2027-02-17 12:00 UTC", shown)
     assert "web-1  running  4  8Gi" in shown
 
 
@@ -308,8 +330,23 @@ def test_status_and_whoami(api: Api, vmorch: Run) -> None:
         "GET /v1/whoami",
         make.document("Identity", name="oncall", role="operator", cluster="prod", expires=None),
     )
-    assert "VMs     54: 52 running, 2 off" in vmorch("status").stdout
+    shown = vmorch("status").stdout
+    assert "VMs     54: 52 running, 2 off" in shown
+    assert "unencrypted" not in shown
     assert vmorch("whoami").stdout == f"oncall (operator) at cluster prod, {api.url}\n"
+
+
+def test_the_policy_is_shown_and_a_loose_one_stands_in_the_status(api: Api, vmorch: Run) -> None:
+    policy = Policy(clear_migration=True, migrations_out=2)
+    api.on("GET /v1/cluster", make.single("Cluster", ClusterResource(policy=policy, version=1)))
+    changed = make.event(7, "cluster.policy-set", {"policy": {"clear_migration": True, "migrations_out": 2}})
+    api.on("GET /v1/events", make.listing("Event", [changed]))
+    api.on("GET /v1/status", make.document("Status", clearMigration=True))
+    shown = vmorch("cluster", "describe").stdout
+    assert "Clear migration  allowed where a host has no certificate" in shown
+    assert "32 at once, 2 from and 4 to one host" in shown
+    assert "clear_migration=True,migrations_out=2" in shown
+    assert "guests may travel unencrypted" in vmorch("status").stdout
 
 
 def test_the_raw_api_is_within_reach(api: Api, vmorch: Run) -> None:

@@ -2,7 +2,8 @@
 
 import random
 
-from tests.core.drive import well
+from tests.core.drains import cancel, look, plan, start
+from tests.core.drive import advance, well
 from tests.core.world import WHO, History, asked
 from vmorch.core.aggregates.host import HostCordoned, HostReachable, HostUncordoned, HostUnreachable
 from vmorch.core.aggregates.vm import (
@@ -17,8 +18,8 @@ from vmorch.core.aggregates.vm import (
 from vmorch.core.codec import unpack_host_command
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, Failed, Observed
-from vmorch.core.ids import HostId, MiB, OperationId, stream
-from vmorch.core.operation import Finish, Send, Withdraw, next_action
+from vmorch.core.ids import DrainId, HostId, MiB, OperationId, stream
+from vmorch.core.operation import Finish, Look, Send, Settle, Withdraw, next_action
 from vmorch.core.operations.delete import DeleteVm
 from vmorch.core.operations.label import LabelVm
 from vmorch.core.operations.pause import PauseVm
@@ -39,7 +40,9 @@ def random_history(seed: int, events: int) -> History:
         history.host(f"h{index}")
     history.image("tiny")
     while history.fleet.position < events:
-        chance.choice((_ask, _ask, _answer, _answer, _answer, _answer, _answer, _host, _observe))(history, chance)
+        deed = chance.choice((_ask, _ask, _answer, _answer, _answer, _answer, _answer, _host, _observe, _drain))
+        deed(history, chance)
+        look(history)
     return history
 
 
@@ -86,6 +89,9 @@ def _answer(history: History, chance: random.Random) -> None:
         case Finish() as end:
             history.take(close_operation(vm, operation, end))
             return
+        case Look() | Settle():
+            advance(history, vm.id)
+            return
         case Send(index=index, undo=undo):
             packed = operation.steps[index].undo if undo else operation.steps[index].command
             assert packed is not None
@@ -103,6 +109,23 @@ def _answer(history: History, chance: random.Random) -> None:
             operation=operation.id, index=index, undo=undo, attempt=attempt, code=said.code, message=said.message
         )
     history.record(stream("vm", vm.id), event)
+    if isinstance(said, Done) and not undo and operation.steps[index].judged is None:
+        history.take(operation.steps[index].then)
+
+
+def _drain(history: History, chance: random.Random) -> None:
+    id = DrainId(f"drain-{history.fleet.position}")
+    running = [drain for drain in history.fleet.drains.values() if drain.running]
+    try:
+        if running and chance.random() < 0.3:
+            cancel(history, running[0].id)
+        elif chance.random() < 0.3:
+            host = f"h{chance.randrange(3)}"
+            start(history, host, drain=id, on_blocked=chance.choice(["skip", "stop"]))  # type: ignore[arg-type]
+        elif chance.random() < 0.1:
+            plan(history, f"h{chance.randrange(3)}", drain=id)
+    except Rejected:
+        return
 
 
 def _host(history: History, chance: random.Random) -> None:

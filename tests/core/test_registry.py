@@ -1,11 +1,13 @@
 """The registry: kinds are for ever, so any change of them shows in review."""
 
+import re
 from pathlib import Path
 
 import msgspec
 import pytest
 
 import vmorch.core.fleet  # noqa: F401  registers every message
+from vmorch.core import spec
 from vmorch.core.codec import Unreadable, decode_event, pack, unpack_event
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS, Event, message
 from vmorch.core.operations.rename import VmRenamed
@@ -72,3 +74,11 @@ def test_what_cannot_be_read_is_refused_with_its_reason(kind: str, schema: int, 
 
 def test_a_packed_event_comes_back_as_it_was() -> None:
     assert unpack_event(pack(VmRenamed(name="web"))) == VmRenamed(name="web")
+
+
+@pytest.mark.parametrize(
+    "pattern", [value for name, value in vars(spec).items() if name.endswith("_PATTERN") and isinstance(value, str)]
+)
+def test_no_pattern_of_the_outside_lets_a_line_break_in(pattern: str) -> None:
+    for text in ("a", "a/1", "10.0.0.1/8", "10.0.0.1", "52:54:00:aa:bb:cc", "/"):
+        assert re.search(pattern, text + "\n") is None

@@ -26,11 +26,21 @@ class History:
     def __init__(self) -> None:
         self.fleet = Fleet()
         self.facts: list[Fact] = []
+        self.waited = timedelta()
+
+    @property
+    def now(self) -> datetime:
+        """The time of the last event, or later if somebody waited since."""
+        return START + timedelta(seconds=self.fleet.position) + self.waited
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass in which nothing happens; otherwise each event takes a second."""
+        self.waited += timedelta(seconds=seconds)
 
     def record(self, at: Stream, *events: Event) -> "History":
         for event in events:
             position = Position(self.fleet.position + 1)
-            moment = START + timedelta(seconds=position)
+            moment = START + timedelta(seconds=position) + self.waited
             new = encode(event, Meta(actor="tester", occurred_at=moment))
             record = Recorded(
                 position=position,
@@ -55,9 +65,13 @@ class History:
     def host(self, name: str, *, cpus: int = 8, memory: int = 16384, disk: int = 100, **facts: object) -> HostId:
         """A connected host."""
         id = HostId(f"host-{name}")
+        known: dict[str, object] = {
+            "networks": ("lab",), "shared_gib": GiB(disk), "shared_id": "san", "encrypts": True, "address": name,
+            "machines": ("pc-q35-7.2",), "qemu": "7.2.22", "libvirt": "9.0.0", **facts,
+        }  # fmt: skip
         said = HostFacts(
             hostname=name, machine_id=f"machine-{name}", cpus=cpus, memory=MiB(memory), local_gib=GiB(disk),
-            networks=("lab",), **facts,  # type: ignore[arg-type]
+            **known,  # type: ignore[arg-type]
         )
         self.record(
             stream("host", id),
@@ -79,11 +93,15 @@ class History:
         )
         self.record(stream("image", f"image-{name}"), added)
 
-    def create(self, command: CreateVm) -> VmId:
-        """Admit a VM and open its operation."""
+    def create(self, command: CreateVm, on: HostId | None = None) -> VmId:
+        """Admit a VM and open its operation: where placement puts it, or as if this were the only host."""
         vm = VmId(f"vm-{command.name}")
         operation = OperationId(f"op-{self.fleet.position}")
-        self.take(admit_create(self.fleet, command, vm=vm, operation=operation, who=WHO).changes)
+        fleet = self.fleet
+        if on is not None:
+            fleet = fleet.copy()
+            fleet.hosts = {on: fleet.hosts[on]}
+        self.take(admit_create(fleet, command, vm=vm, operation=operation, who=WHO).changes)
         return vm
 
 

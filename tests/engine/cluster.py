@@ -26,8 +26,10 @@ from vmorch.core.aggregates.vm import Operation, Vm, VmCommand
 from vmorch.core.fleet import Fleet
 from vmorch.core.hypervisor import LibvirtHost
 from vmorch.core.ids import GiB, MiB, OperationId, Position, SessionId
+from vmorch.core.messages import HostCommand
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.spec import HostFacts
+from vmorch.engine.authority import ensure_authority
 from vmorch.engine.caller import Accepted, Caller
 from vmorch.engine.control import Control, Enrolled, Identity
 from vmorch.log.interface import Log
@@ -53,13 +55,15 @@ class SimulatedHost:
     def __init__(self, cluster: "Cluster", name: str, directory: Path, memory: int) -> None:
         self.cluster, self.name, self.directory = cluster, name, directory
         self.keys = create("user")
-        free = {"local": 1000 * 1024}
+        free = {"local": 1000 * 1024, "shared": 1000 * 1024}
         self.facts = HostFacts(
             hostname=name,
             machine_id=f"machine-{name}",
             cpus=16,
             memory=MiB(memory),
             local_gib=GiB(1000),
+            shared_gib=GiB(1000),
+            shared_id="san",
             accel="simulated",
             networks=("lab",),
             address=name,
@@ -68,7 +72,7 @@ class SimulatedHost:
             local_dir="/var/lib/vmorch",
         )
         host = LibvirtHost(free=free, available=MiB(memory), machines=self.facts.machines)
-        self.hypervisor = SimulatedHypervisor(self.facts, host, seconds=no_seconds, site=cluster.site)
+        self.hypervisor = SimulatedHypervisor(self.facts, host, seconds=cluster.takes, site=cluster.site)
         self.enrolled: Enrolled | None = None
 
     @asynccontextmanager
@@ -109,6 +113,7 @@ class Cluster:
         self.keys = ControlKeys(
             operator=create("operator"), account=create("account"), system=create("account"), server=create("user")
         )
+        self.authority = ensure_authority(directory / "authority", CLUSTER, datetime.now(UTC))
         numbers = itertools.count(1)
         self.ids = lambda: f"{next(numbers):08d}-0000-7000-8000-000000000000"
         sessions = itertools.count(1)
@@ -121,7 +126,13 @@ class Cluster:
         )
         self.control: Control
         self.hosts: dict[str, SimulatedHost] = {}
+        self.site = Site()
+        self.seconds: Callable[[HostCommand], float] = no_seconds
+        """How long host commands take, for hosts that are there and those to come."""
         self._lives = itertools.count(1)
+
+    def takes(self, command: HostCommand) -> float:
+        return self.seconds(command)
 
     @property
     def fleet(self) -> Fleet:
@@ -131,7 +142,7 @@ class Cluster:
     async def plane(self) -> AsyncIterator[Control]:
         """The control plane, as long as the block lasts."""
         link = self.bus.link(f"server-{next(self._lives)}", subjects.server_inbox(CLUSTER))
-        identity = Identity(cluster=CLUSTER, nats_url="memory", keys=self.keys)
+        identity = Identity(cluster=CLUSTER, nats_url="memory", keys=self.keys, authority=self.authority)
 
         async def reached(position: Position, seconds: float) -> bool:
             return True

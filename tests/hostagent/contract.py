@@ -204,6 +204,27 @@ class HypervisorContract:
         assert isinstance(interrupted, Failed)
         self.reaches(hypervisor, DeleteSeed(vm=vm))
 
+    def test_a_domains_seed_goes_with_its_configuration(self, hypervisor: Hypervisor, vm: VmId) -> None:
+        seed = WriteSeed(vm=vm, seed=SeedSpec(hostname="web"), nics=(NIC,), instance="i-1")
+        self.do(hypervisor, CreateDisk(vm=vm, disk=DISK), seed, DefineDomain(vm=vm, spec=SPEC))
+        assert power_of(self.reaches(hypervisor, UndefineDomain(vm=vm))) == "absent"
+        self.reaches(hypervisor, DeleteSeed(vm=vm), already=True)
+        assert isinstance(hypervisor.resolve(CreateDisk(vm=vm, disk=DISK), scope()), Done), "disks stay"
+
+    def test_a_seed_that_lost_its_domain_goes_too(self, hypervisor: Hypervisor, vm: VmId) -> None:
+        self.do(hypervisor, WriteSeed(vm=vm, seed=SeedSpec(hostname="web"), nics=(NIC,), instance="i-1"))
+        self.reaches(hypervisor, UndefineDomain(vm=vm))
+        self.reaches(hypervisor, DeleteSeed(vm=vm), already=True)
+
+    def test_a_running_domain_keeps_its_seed_when_it_is_undefined(self, hypervisor: Hypervisor, running: VmId) -> None:
+        seed = WriteSeed(vm=running, seed=SeedSpec(hostname="web"), nics=(NIC,), instance="i-1")
+        self.do(hypervisor, seed)
+        assert power_of(self.reaches(hypervisor, UndefineDomain(vm=running))) == "running"
+        assert isinstance(hypervisor.resolve(seed, scope()), Done)
+        assert power_of(self.do(hypervisor, StopDomain(vm=running, grace=0, force=True))) == "absent"
+        self.reaches(hypervisor, UndefineDomain(vm=running))
+        self.reaches(hypervisor, DeleteSeed(vm=running), already=True)
+
     def test_a_deaf_guest_is_cut_only_by_force(
         self, hypervisor: Hypervisor, running: VmId, stop_deaf: Callable[[VmId], None]
     ) -> None:

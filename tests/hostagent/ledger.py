@@ -35,7 +35,7 @@ def broker(tmp_path: Path) -> Iterator[FrontDesk]:
     config = tmp_path / "nats.conf"
     config.write_text(nats_config(f"127.0.0.1:{port}", operator_jwt(keys, now), account_jwts(keys, CLUSTER, now)))
     with EmbeddedNats(tmp_path / "nats", config) as nats:
-        yield FrontDesk(keys, CLUSTER, nats.url, {f"t{index}" for index in range(10)})
+        yield FrontDesk(keys, CLUSTER, nats.url, {f"t{index}" for index in range(10)}, tmp_path / "authority")
 
 
 class Ledger:

@@ -209,6 +209,20 @@ def test_a_stale_session_is_followed_by_a_new_hello(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+def test_a_host_that_became_another_than_it_said_says_so(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        hypervisor = simulated()
+        async with host(tmp_path, hypervisor) as (plane, process, _):
+            first, facts = plane.session, hypervisor.facts()
+            hypervisor.facts = lambda: replace(facts, encrypts=not facts.encrypts)  # type: ignore[method-assign]
+            process.agent.facts_changed()
+            await until(lambda: plane.session != first)
+            hello = [item for item in plane.items if isinstance(item, Hello)][-1]
+            assert hello.facts.encrypts is not facts.encrypts
+
+    asyncio.run(scenario())
+
+
 def test_new_credentials_are_kept(tmp_path: Path) -> None:
     async def scenario() -> None:
         hypervisor, vm = simulated(), new_vm()

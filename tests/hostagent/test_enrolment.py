@@ -21,7 +21,8 @@ from vmorch.bus.credentials import ensure_keys
 
 @pytest.fixture
 def desk(tmp_path: Path) -> FrontDesk:
-    return FrontDesk(ensure_keys(tmp_path / "control"), "lab", "nats://127.0.0.1:4222", {"t1", "t2"})
+    control = ensure_keys(tmp_path / "control")
+    return FrontDesk(control, "lab", "nats://127.0.0.1:4222", {"t1", "t2"}, tmp_path / "authority")
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from vmorch.core.hostcommands import (
 )
 from vmorch.core.ids import GiB, MiB, VmId
 from vmorch.core.messages import HostCommand
-from vmorch.core.spec import DiskSpec, ReadySpec, SeedSpec, VmSpec
+from vmorch.core.spec import DiskSpec, NicSpec, ReadySpec, SeedSpec, VmSpec
 
 pytestmark = pytest.mark.libvirt
 
@@ -306,6 +306,7 @@ def test_links_are_neither_followed_nor_deleted(
     refused(hypervisor, DeleteDisk(vm=vm, disk=DISK), "not-ours")
     refused(hypervisor, WriteSeed(vm=vm, seed=SeedSpec(hostname="web"), nics=(), instance="i"), "not-ours")
     refused(hypervisor, DeleteSeed(vm=vm), "not-ours")
+    refused(hypervisor, UndefineDomain(vm=vm), "not-ours")
     assert victim.read_text() == "precious"
     for name in ("vda.qcow2", "seed.iso"):
         (directory / name).unlink()
@@ -401,6 +402,16 @@ def test_a_guest_boots_is_asked_and_goes_off_when_asked(host: Host, vm: VmId) ->
         )
         log = host.local / "vmorch/vms" / vm / "serial.log"
         eventually(lambda: f"name=web instance={vm}" in log.read_text(errors="replace"))
+        successor = hypervisor_on(host.uri, host.local, host.shared, served.url)
+        try:
+            # as if the agent that waited had died once the guest was up
+            card = NicSpec(mac="52:54:00:00:00:01", address="10.64.99.9/24")
+            waited = successor.resolve(AwaitReady(vm=vm, ready=ReadySpec(by="agent"), nics=(card,)), scope())
+            assert isinstance(waited, Done)
+            assert waited.observed is not None
+            assert waited.observed.addresses == ("10.64.99.9",)
+        finally:
+            successor.close()
         eventually(lambda: guest_host.observe(vm).memory == 128)
         shrunk = do(guest_host, SetMemory(vm=vm, memory=MiB(112)))
         assert shrunk.observed is not None

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import hashlib
 import json
 import tempfile
 import time
@@ -25,7 +26,7 @@ from vmorch.core.aggregates.token import Role
 from vmorch.core.aggregates.vm import OperationFinished, StepDone, Vm, VmDeleted
 from vmorch.core.codec import encode
 from vmorch.core.fleet import Fleet
-from vmorch.core.hostcommands import Observed
+from vmorch.core.hostcommands import Observed, Power
 from vmorch.core.ids import GiB, MiB, OperationId, Position, SessionId, Stream, stream
 from vmorch.core.messages import Event, Meta
 from vmorch.core.records import Append, StreamAppend
@@ -35,6 +36,7 @@ from vmorch.edge.app import build_app
 from vmorch.edge.images import ImageStore
 from vmorch.edge.serve import serve
 from vmorch.edge.settings import EdgeSettings
+from vmorch.engine.authority import ensure_authority
 from vmorch.engine.caller import Caller
 from vmorch.engine.control import Control, Identity
 from vmorch.log.store import EventLog
@@ -108,9 +110,9 @@ class Api:
             assert answer.status_code == 202, answer.text
             return dict(answer.json())
 
-    async def finish_operation(self, id: str) -> None:
-        """Let every step of an operation succeed; the VM runs then."""
-        seen = Observed(power="running", vcpus=1, memory=MiB(512), addresses=("10.0.0.7",))
+    async def finish_operation(self, id: str, power: Power = "running") -> None:
+        """Let every step of an operation succeed; the VM is in this state then."""
+        seen = Observed(power=power, vcpus=1, memory=MiB(512), addresses=("10.0.0.7",))
         await self._finish(id, seen)
 
     async def finish_deletion(self, id: str) -> None:
@@ -135,7 +137,12 @@ async def api_over(database: Database, directory: Path, **settings: Any) -> Asyn
     engine = create_async_engine(database.app_url.replace("postgresql://", "postgresql+psycopg://", 1))
     projector = Projector(log, engine)
     bus = MemoryBus().link("server", subjects.server_inbox("test"))
-    identity = Identity(cluster="test", nats_url="nats://127.0.0.1:4222", keys=ensure_keys(directory / "keys"))
+    identity = Identity(
+        cluster="test",
+        nats_url="nats://127.0.0.1:4222",
+        keys=ensure_keys(directory / "keys"),
+        authority=ensure_authority(directory / "keys", "test", datetime.now(UTC)),
+    )
     control = Control(
         log, bus, projector.reached, identity, SystemClock(), new_id, secrets_of(b"test")
     )
@@ -181,11 +188,15 @@ async def api(database: Database) -> AsyncIterator[Api]:
             yield running
 
 
-def signed(pair: keys.KeyPair, host: str, path: str, *, at: float | None = None) -> dict[str, str]:
-    """The headers by which a host shows who it is."""
+def signed(
+    pair: keys.KeyPair, host: str, path: str, *, at: float | None = None, body: bytes | None = None
+) -> dict[str, str]:
+    """The headers by which a host shows who it is, to GET something or to POST `body`."""
     stamp = str(int(time.time() if at is None else at))
-    signature = pair.sign(f"GET {path} {stamp}".encode())
-    return {
+    digest = "" if body is None else hashlib.sha256(body).hexdigest()
+    text = f"GET {path} {stamp}" if body is None else f"POST {path} {stamp} {digest}"
+    signature = pair.sign(text.encode())
+    return ({"X-Vmorch-Content-SHA256": digest} if digest else {}) | {
         "X-Vmorch-Host": host,
         "X-Vmorch-Time": stamp,
         "X-Vmorch-Signature": base64.b64encode(signature).decode(),

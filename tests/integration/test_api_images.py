@@ -62,7 +62,7 @@ async def test_refused_uploads_leave_nothing(api: Api) -> None:  # noqa: F811
             ("debian-13", {"format": "qcow2"}, RAW, "hostile-image"),
             ("debian-13", {"sha256": "xyz"}, RAW, "bad-request"),
             ("debian-13", {"format": "vmdk"}, RAW, "bad-request"),
-            ("Not A Name", {}, RAW, "bad-request"),
+            ("Not A Name", {}, RAW, "bad-name"),
             ("debian-13", {}, b"\x55" * (64 * 1024**2 + 512), "image-too-large"),
         ]
         for name, params, body, code in asked:

@@ -1,6 +1,7 @@
 """VMs, hosts and operations over HTTP, against the real control plane, log and read models."""
 
 import asyncio
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -27,10 +28,14 @@ async def test_a_vm_is_created_watched_to_its_end_and_described(api: Api) -> Non
         assert accepted.headers["Vmorch-Position"] == str(receipt["position"])
 
         states = []
+        told: list[dict[str, Any]] = []
         finishing: asyncio.Task[None] | None = None
         async with client.stream("GET", f"/v1/operations/{receipt['operation']}/watch") as stream:
             assert stream.headers["Content-Type"].startswith("text/event-stream")
             async for event, operation, _ in sse(stream.aiter_lines()):
+                if event == "vm":
+                    told.append(operation)
+                    continue
                 assert event == "operation"
                 states.append(operation["state"])
                 if finishing is None:
@@ -43,6 +48,7 @@ async def test_a_vm_is_created_watched_to_its_end_and_described(api: Api) -> Non
         shown = (await client.get("/v1/vms/web-1")).json()
         assert shown["kind"] == "Vm"
         assert (shown["item"]["state"], shown["item"]["host"]) == ("running", "hv-1")
+        assert [vm["state"] for vm in told] == ["running"]
         operation = (await client.get(f"/v1/operations/{receipt['operation']}")).json()["item"]
         assert (operation["actor"], operation["reason"], operation["verb"]) == ("the-operator", "größer", "create")
 

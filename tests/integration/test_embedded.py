@@ -49,6 +49,15 @@ def test_postgres_keeps_its_data_over_stop_kill_and_start(service_directory: Pat
 
 
 @pytest.mark.postgres
+def test_a_killed_postgres_leaves_nothing_outside_its_directory(service_directory: Path) -> None:
+    server = EmbeddedPostgres(service_directory / "killed")
+    server.start()
+    mapped = Path("/proc", str(server.pid), "maps").read_text()
+    server.kill()
+    assert "/dev/shm" not in mapped
+
+
+@pytest.mark.postgres
 def test_a_deep_directory_still_gets_a_socket(service_directory: Path) -> None:
     deep = service_directory / ("deep" * 30)
     with EmbeddedPostgres(deep) as server, psycopg.connect(server.url()) as connection:

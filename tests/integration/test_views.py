@@ -1,9 +1,13 @@
 """Read models: level with the log, and the same row for row however they came to be."""
 
 import asyncio
+import os
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import pytest
 from sqlalchemy import text
@@ -11,11 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from tests.core.histories import random_history
 from tests.core.world import START, WHO
-from tests.integration.databases import Database
+from tests.integration.databases import Database, fresh_database, make_template
 from vmorch.core.codec import Fact, encode
 from vmorch.core.ids import Position, stream
 from vmorch.core.messages import Meta
 from vmorch.core.records import Append, NewEvent, StreamAppend
+from vmorch.embedded import EmbeddedPostgres
+from vmorch.log.errors import LogUnavailable
 from vmorch.log.store import EventLog
 from vmorch.views.filters import Filters
 from vmorch.views.projector import Projector
@@ -148,3 +154,34 @@ async def test_lists_are_filtered_and_paged(database: Database, event_log: Event
             assert 0 < len(stops) < len(whole)
             first = (await models.rows("vms", Filters(name="vm-*"), 3)).docs
             assert len(first) == 3
+
+
+@contextmanager
+def stopped(server: EmbeddedPostgres) -> Iterator[None]:
+    """Postgres and its children hang."""
+    found = subprocess.run(["pgrep", "-P", str(server.pid)], capture_output=True, text=True, check=True)
+    family = [server.pid, *map(int, found.stdout.split())]
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in family:
+            os.kill(pid, signal.SIGCONT)
+
+
+async def test_a_postgres_that_hangs_is_told_instead_of_waited_for(
+    service_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmorch.views.queries.ANSWER_WITHIN", 0.5)
+    with EmbeddedPostgres(service_directory / "hanging") as server:
+        make_template(server)
+        database = next(fresh_database(server))
+        log = await EventLog.open(database.app_url)
+        async with engine_of(database) as engine:
+            models = ReadModels(engine, Projector(log, engine))
+            assert (await models.rows("vms", Filters(), 10)).docs == []
+            with stopped(server), pytest.raises(LogUnavailable, match="no answer"):
+                await models.rows("vms", Filters(), 10)
+            assert (await models.rows("vms", Filters(), 10)).docs == []
+        await log.close()

@@ -5,18 +5,23 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from vmorch.core.codec import Packed
-from vmorch.core.hostcommands import Failed
+from vmorch.core.hostcommands import Failed, Observed
 from vmorch.core.ids import HostId
 from vmorch.core.operation import (
     MAX_ATTEMPTS,
+    Action,
     Finish,
+    Look,
     Progress,
-    Send,
+    Settle,
     Step,
     Withdraw,
+    end_seen,
     next_action,
+    settled,
     step_done,
     step_failed,
+    step_over,
 )
 
 ORDER = Packed(kind="host.start-domain", schema=1, data={"vm": "x"})
@@ -30,10 +35,12 @@ steps = st.lists(
         undo=st.sampled_from([None, ORDER]),
         commits=st.booleans(),
         keep=st.booleans(),
+        judged=st.sampled_from([None, None, (HostId("here"), HostId("there"))]),
     ),
     max_size=6,
 ).map(tuple)
-answers = st.lists(st.sampled_from(["done", "failed", "interrupted", "cancel", "repeat"]), max_size=100)
+POWERS = ("absent", "off", "paused", "running", "unknown")
+answers = st.lists(st.sampled_from(["done", "failed", "interrupted", "cancel", "repeat", *POWERS]), max_size=100)
 
 
 @given(steps, answers)
@@ -48,7 +55,7 @@ def test_every_operation_ends(plan: tuple[Step, ...], said: list[str]) -> None:
         if word == "cancel":
             seen = replace(seen, cancel=True)
         elif word != "repeat":
-            seen = answer(seen, action, word)
+            seen = answer(plan, seen, action, word)
     raise AssertionError("no end")
 
 
@@ -59,6 +66,7 @@ def test_what_is_undone_leaves_no_undoable_step_in_place(plan: tuple[Step, ...],
         action = next_action(plan, seen)
         if isinstance(action, Finish):
             if action.outcome in ("undone", "cancelled"):
+                assert not seen.unknown
                 standing = [i for i in range(seen.done) if plan[i].undo and i not in seen.undone]
                 assert not standing
                 assert not any(step.commits for step in plan[: seen.done])
@@ -68,7 +76,7 @@ def test_what_is_undone_leaves_no_undoable_step_in_place(plan: tuple[Step, ...],
         if word == "cancel":
             seen = replace(seen, cancel=True)
         elif word != "repeat":
-            seen = answer(seen, action, word)
+            seen = answer(plan, seen, action, word)
 
 
 @given(steps, st.integers(0, 5))
@@ -77,7 +85,34 @@ def test_a_repeated_answer_changes_nothing(plan: tuple[Step, ...], index: int) -
     assert step_done(once, index, undo=False) == once
 
 
-def answer(seen: Progress, action: Send | Withdraw, word: str) -> Progress:
+@given(steps, answers)
+def test_a_judged_step_counts_as_done_only_when_both_ends_were_seen(plan: tuple[Step, ...], said: list[str]) -> None:
+    seen = Progress()
+    for word in [*said, *["done"] * 100]:
+        action = next_action(plan, seen)
+        if isinstance(action, Finish):
+            return
+        if isinstance(action, Settle) and action.verdict in ("moved", "stayed"):
+            assert set(seen.sights) == set(plan[action.index].judged or ())
+        if word == "cancel":
+            seen = replace(seen, cancel=True)
+        elif word != "repeat":
+            seen = answer(plan, seen, action, word)
+
+
+def answer(plan: tuple[Step, ...], seen: Progress, action: Action, word: str) -> Progress:
+    assert not isinstance(action, Finish)
+    if isinstance(action, Settle):
+        return settled(seen, action.index, action.verdict, action.why)
+    if isinstance(action, Look):
+        if word not in POWERS:
+            return replace(seen, last_look=True)
+        for end in action.hosts:
+            seen = end_seen(seen, end, action.round, Observed(power=word))  # type: ignore[arg-type]
+        return seen
+    if plan[action.index].judged and not (not isinstance(action, Withdraw) and action.undo):
+        failure = None if word == "done" else Failed(code="libvirt-refused", message="")
+        return step_over(seen, action.index, failure)
     if isinstance(action, Withdraw):
         if word == "done":
             return step_done(seen, action.index, undo=False)

@@ -6,6 +6,8 @@ turned into one of these silently.
 
 from typing import Any
 
+from vmorch.core.spec import NAME_PATTERN, NAME_RULE
+
 
 class Rejected(Exception):
     """A command was refused and nothing changed.
@@ -22,3 +24,15 @@ class Rejected(Exception):
         self.reason = reason
         self.hint = hint
         self.facts = facts or {}
+
+
+def bad_value(detail: str) -> Rejected:
+    """The refusal of a value that breaks the limits of its type, from what msgspec says of it.
+
+    It is `bad-request`, but `bad-name` for a name: a pattern would not tell the operator what is wrong with that.
+    """
+    found, _, place = detail.partition(" - at ")
+    field = place.strip("`$.")
+    if repr(NAME_PATTERN) in found:
+        return Rejected("bad-name", f"{field or 'a name'} must be {NAME_RULE}")
+    return Rejected("bad-request", detail)

@@ -4,34 +4,48 @@ Must not read or write anything; `apply` is the only way in and takes facts in l
 """
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import TypeVar
 
 from msgspec.structs import replace
 
 import vmorch.core.operations  # noqa: F401  registers every operation's facts before the first is read
+from vmorch.core.aggregates.budget import Budget, BudgetCreated, BudgetDeleted, BudgetEvent
 from vmorch.core.aggregates.cluster import Cluster, ClusterEvent
-from vmorch.core.aggregates.host import Host, HostEvent, HostInvited, HostRetired
+from vmorch.core.aggregates.drain import Drain, DrainEvent, MoveBegun
+from vmorch.core.aggregates.host import Host, HostCertified, HostEnrolled, HostEvent, HostInvited, HostRetired
 from vmorch.core.aggregates.image import Image, ImageAdded, ImageEvent, ImageRemoved
+from vmorch.core.aggregates.maintenance import AWAY, SETTLED, Maintenance, MaintenanceEvent
 from vmorch.core.aggregates.token import Token, TokenCreated, TokenEvent, TokenRevoked
 from vmorch.core.aggregates.vm import Operation, Vm, VmCreated, VmDeleted, VmEvent
 from vmorch.core.codec import Fact, unpack_event
 from vmorch.core.errors import Rejected
-from vmorch.core.ids import HostId, ImageId, OperationId, Position, Stream, VmId, split_stream
+from vmorch.core.ids import DrainId, HostId, ImageId, OperationId, Position, Stream, VmId, split_stream
 from vmorch.core.messages import Event
 from vmorch.core.operation import Change
 from vmorch.core.operations.rename import VmRenamed
 from vmorch.core.records import NameClaim
 
+CERTIFIED = "certificate"
+"""The scope of the names in certificates."""
 KEPT_DELETED = 1000
 """How many deleted VMs the state remembers, so that it does not grow with the length of the log."""
 
-T = TypeVar("T", Vm, Host, Image, Token)
+KEPT_DRAINS = 100
+"""How many drains, and how many maintenances, that are over the state remembers; the log has all."""
+
+T = TypeVar("T", Vm, Host, Image, Token, Budget)
+AFTERMATH = frozenset({"settle", "tidy"})
+"""Operations that nobody asked for: a migration before them is why."""
+
+K = TypeVar("K", bound=str)
+P = TypeVar("P", Drain, Maintenance)
 
 
 class Fleet:
-    """All VMs, hosts, images and tokens as of `position`. States are immutable; only the tables change."""
+    """Everything that there is as of `position`. States are immutable; only the tables change. `causes` tells which
+    drain an operation belongs to."""
 
     def __init__(self) -> None:
         self.position = Position(0)
@@ -40,10 +54,16 @@ class Fleet:
         self.hosts: dict[HostId, Host] = {}
         self.images: dict[ImageId, Image] = {}
         self.tokens: dict[str, Token] = {}
+        self.budgets: dict[str, Budget] = {}
+        self.drains: dict[DrainId, Drain] = {}
+        self.causes: dict[OperationId, DrainId] = {}
+        self.maintenances: dict[str, Maintenance] = {}
         self.cluster = Cluster()
         self.versions: dict[Stream, int] = {}
         self.operations: dict[OperationId, VmId] = {}
         self._deleted: deque[VmId] = deque()
+        self._over: deque[DrainId] = deque()
+        self._through: deque[str] = deque()
 
     def apply(self, fact: Fact) -> None:
         """Take the next fact. Facts of kinds that no aggregate knows only move the position on."""
@@ -60,6 +80,13 @@ class Fleet:
         elif isinstance(event, TokenEvent):
             token = self.tokens.get(id) or Token(id=id)
             self.tokens[id] = replace(event.apply(token, at), version=version)
+        elif isinstance(event, DrainEvent):
+            self._drain(DrainId(id), event, version, at)
+        elif isinstance(event, MaintenanceEvent):
+            self._maintenance(id, event, version, at)
+        elif isinstance(event, BudgetEvent):
+            budget = self.budgets.get(id) or Budget(id=id)
+            self.budgets[id] = replace(event.apply(budget, at), version=version)
         elif isinstance(event, ClusterEvent):
             self.cluster = replace(event.apply(self.cluster, at), version=version)
         self.skip(fact.stream, version, fact.position, at)
@@ -79,6 +106,28 @@ class Fleet:
                 for operation in gone.operations:
                     self.operations.pop(operation, None)
 
+    def _drain(self, id: DrainId, event: DrainEvent, version: int, at: datetime) -> None:
+        drain = self.drains.get(id) or Drain(id=id)
+        after = replace(event.apply(drain, at), version=version)
+        self.drains[id] = after
+        if isinstance(event, MoveBegun):
+            self.causes[event.operation] = id
+        if after.ended_at is not None and drain.ended_at is None:
+            self._over.append(id)
+            if len(self._over) > KEPT_DRAINS:
+                gone = self._over.popleft()
+                del self.drains[gone]
+                self.causes = {operation: each for operation, each in self.causes.items() if each != gone}
+
+    def _maintenance(self, id: str, event: MaintenanceEvent, version: int, at: datetime) -> None:
+        before = self.maintenances.get(id) or Maintenance(id=id)
+        after = replace(event.apply(before, at), version=version)
+        self.maintenances[id] = after
+        if after.ended_at is not None and before.ended_at is None:
+            self._through.append(id)
+            if len(self._through) > KEPT_DRAINS:
+                del self.maintenances[self._through.popleft()]
+
     def skip(self, stream: Stream, version: int, position: Position, at: datetime) -> None:
         """Move on past an event without looking into it."""
         self.versions[stream] = version
@@ -95,10 +144,45 @@ class Fleet:
         other.position, other.recorded_at = self.position, self.recorded_at
         other.vms, other.hosts = dict(self.vms), dict(self.hosts)
         other.images, other.tokens = dict(self.images), dict(self.tokens)
+        other.budgets, other.drains, other.causes = dict(self.budgets), dict(self.drains), dict(self.causes)
+        other.maintenances = dict(self.maintenances)
         other.cluster = self.cluster
         other.versions, other.operations = dict(self.versions), dict(self.operations)
-        other._deleted = deque(self._deleted)
+        other._deleted, other._over = deque(self._deleted), deque(self._over)
+        other._through = deque(self._through)
         return other
+
+    def draining(self, host: HostId) -> DrainId | None:
+        """The drain under way that empties the host."""
+        for drain in self.drains.values():
+            if drain.running and drain.plan and drain.plan.purpose == "drain" and host in drain.plan.hosts:
+                return drain.id
+        return None
+
+    def maintained(self, host: HostId) -> Maintenance | None:
+        """The maintenance under way that the host is a part of and not through with."""
+        for found in self.maintenances.values():
+            station = found.stations.get(host)
+            if found.running and station is not None and station.phase not in SETTLED:
+                return found
+        return None
+
+    def away(self, host: HostId) -> str | None:
+        """The maintenance in which the host is being worked on, so that it may be off."""
+        found = self.maintained(host)
+        return found.id if found is not None and found.stations[host].phase in AWAY else None
+
+    def cause(self, operation: OperationId) -> str | None:
+        """The undertaking that an operation belongs to: a drain, or the maintenance that the drain is a part of."""
+        id = self.causes.get(operation)
+        if id is None:
+            found = self.operation(operation)
+            if found is not None and found[1].verb in AFTERMATH:
+                # what a migration left is settled and tidied on its account
+                before = [each.id for each in found[0].operations.values() if each.id in self.causes]
+                id = self.causes[before[-1]] if before else None
+        drain = None if id is None else self.drains.get(id)
+        return None if drain is None else drain.parent or drain.id
 
     def operation(self, id: OperationId) -> tuple[Vm, Operation] | None:
         """An operation that a VM's state still remembers, with its VM."""
@@ -125,6 +209,20 @@ class Fleet:
         """The token of this name or id. Raises Rejected `no-such-token`."""
         return _find("token", name, [token for token in self.tokens.values() if not token.revoked])
 
+    def find_budget(self, name: str) -> Budget:
+        """The budget of this name or id. Raises Rejected `no-such-budget`."""
+        return _find("budget", name, [budget for budget in self.budgets.values() if not budget.deleted])
+
+    def find_maintenance(self, id: str) -> Maintenance:
+        """The maintenance with this id or unique part of it. Raises Rejected `no-such-maintenance` or
+        `ambiguous-name`."""
+        return _find_by_part("maintenance", id, self.maintenances, "vmorch host maintenance list")
+
+    def find_drain(self, id: str) -> Drain:
+        """The drain or plan with this id or unique part of it. Raises Rejected `no-such-drain` or `ambiguous-name`."""
+        return _find_by_part("drain", id, self.drains, "vmorch drain list")
+
+
 
 def names_touched(fleet: Fleet, changes: Iterable[Change]) -> tuple[tuple[NameClaim, ...], tuple[NameClaim, ...]]:
     """The names that changes take and give up, as (claims, releases) for one append."""
@@ -136,13 +234,32 @@ def names_touched(fleet: Fleet, changes: Iterable[Change]) -> tuple[tuple[NameCl
         if taken is not None:
             claims.append(NameClaim(scope=_scope(each.stream), name=taken, stream=each.stream))
         held = name_held(fleet, each.stream)
-        if held and isinstance(event, VmDeleted | VmRenamed | HostRetired | ImageRemoved | TokenRevoked):
+        if held and isinstance(event, FREEING):
             releases.append(NameClaim(scope=_scope(each.stream), name=held, stream=each.stream))
+        _certified(fleet, each.stream, event, claims, releases)
     return tuple(claims), tuple(releases)
 
 
+FREEING = (VmDeleted, VmRenamed, HostRetired, ImageRemoved, TokenRevoked, BudgetDeleted)
+"""Events after which a name can be given to another."""
+
+
+def _certified(
+    fleet: Fleet, at: Stream, event: Event, claims: list[NameClaim], releases: list[NameClaim]
+) -> None:
+    """The names in hosts' certificates: two servers that sign at once must not give one name to two hosts."""
+    host = fleet.hosts.get(HostId(split_stream(at)[1])) if isinstance(event, HostEvent) else None
+    if host is None:
+        return
+    if isinstance(event, HostCertified):
+        new = [name for name in event.names if name not in host.certified_names]
+        claims += [NameClaim(scope=CERTIFIED, name=name, stream=at) for name in new]
+    elif isinstance(event, HostEnrolled | HostRetired):
+        releases += [NameClaim(scope=CERTIFIED, name=name, stream=at) for name in host.certified_names]
+
+
 def _name_taken(event: Event) -> str | None:
-    if isinstance(event, VmCreated | VmRenamed | HostInvited | ImageAdded | TokenCreated):
+    if isinstance(event, VmCreated | VmRenamed | HostInvited | ImageAdded | TokenCreated | BudgetCreated):
         return event.name
     return None
 
@@ -150,7 +267,7 @@ def _name_taken(event: Event) -> str | None:
 def name_held(fleet: Fleet, stream: Stream) -> str:
     """The name that the subject of a stream has; empty if it is not known."""
     kind, id = split_stream(stream)
-    held: Vm | Host | Image | Token | None = None
+    held: Vm | Host | Image | Token | Budget | None = None
     match kind:
         case "vm":
             held = fleet.vms.get(VmId(id))
@@ -160,11 +277,26 @@ def name_held(fleet: Fleet, stream: Stream) -> str:
             held = fleet.images.get(ImageId(id))
         case "token":
             held = fleet.tokens.get(id)
+        case "budget":
+            held = fleet.budgets.get(id)
     return "" if held is None else held.name
 
 
 def _scope(stream: Stream) -> str:
     return split_stream(stream)[0]
+
+
+def _find_by_part(kind: str, id: str, among: Mapping[K, P], hint: str) -> P:
+    for known, each in among.items():
+        if known == id:
+            return each
+    # ids begin with the time: those made together differ at their ends
+    found = [known for known in among if known.startswith(id) or known.endswith(id)]
+    if len(id) < 4 or not found:
+        raise Rejected(f"no-such-{kind}", f"no {kind} has the id {id}", hint=hint)
+    if len(found) > 1:
+        raise Rejected("ambiguous-name", f"{id!r} matches {len(found)} of them", facts={"ids": list(found)})
+    return among[found[0]]
 
 
 def _find(kind: str, name: str, among: Iterable[T]) -> T:

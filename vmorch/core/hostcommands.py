@@ -29,10 +29,12 @@ class Observed(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="done"):
-    """The target is reached. `already`: it was so before the command came."""
+    """The target is reached. `already`: it was so before the command came. `pause`: for how many seconds the guest
+    stood still on its way here, as libvirt measured it."""
 
     observed: Observed | None = None
     already: bool = False
+    pause: float | None = None
 
 
 class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="failed"):
@@ -68,7 +70,7 @@ class FetchImage(HostCommand, frozen=True, kw_only=True):
 
     label = "image"
     image: ImagePin
-    path: Annotated[str, Meta(pattern=r"^/v1/images/[0-9a-f]{64}/content$")]
+    path: Annotated[str, Meta(pattern=r"^/v1/images/[0-9a-f]{64}/content$(?!\n)")]
     """Where on the control plane's HTTP address the bytes are."""
 
     @property
@@ -119,7 +121,11 @@ class DefineDomain(DomainCommand, frozen=True, kw_only=True):
 
 @message("host.undefine-domain")
 class UndefineDomain(DomainCommand, frozen=True, kw_only=True):
-    """The host has no persistent configuration of the domain."""
+    """The host has no persistent configuration of the domain, and once it does not run, nothing kept for one.
+
+    What is kept are its seed, its serial log and what is remembered of its run. Disks stay. A running domain goes
+    on with all of it until it stops.
+    """
 
     label = "undefine"
 

@@ -151,8 +151,7 @@ def expect(host: LibvirtHost, command: HostCommand) -> Effect:
         case WriteSeed():
             return _write_seed(host, command)
         case DeleteSeed():
-            seeds = {vm: seed for vm, seed in host.seeds.items() if vm != command.vm}
-            return replace(host, seeds=seeds), Done(already=command.vm not in host.seeds)
+            return _without_seed(host, command.vm), Done(already=command.vm not in host.seeds)
         case DefineDomain():
             return _define(host, command)
         case UndefineDomain():
@@ -305,6 +304,10 @@ def _write_seed(host: LibvirtHost, command: WriteSeed) -> Effect:
     return replace(host, seeds={**host.seeds, command.vm: seed}), Done(already=already)
 
 
+def _without_seed(host: LibvirtHost, vm: VmId) -> LibvirtHost:
+    return replace(host, seeds={each: seed for each, seed in host.seeds.items() if each != vm})
+
+
 def _define(host: LibvirtHost, command: DefineDomain) -> Effect:
     vm, spec, before = command.vm, command.spec, host.domains.get(command.vm)
     if vm in host.foreign:
@@ -318,11 +321,9 @@ def _define(host: LibvirtHost, command: DefineDomain) -> Effect:
 
 def _undefine(host: LibvirtHost, command: UndefineDomain) -> Effect:
     vm, domain = command.vm, host.domains.get(command.vm)
-    if domain is None:
-        return host, Done(observed=observe(host, vm), already=True)
-    if domain.active:
+    if domain is not None and domain.active:
         return _put(host, vm, replace(domain, persistent=False), already=not domain.persistent)
-    return _put(host, vm, None)
+    return _put(_without_seed(host, vm), vm, None, already=domain is None and vm not in host.seeds)
 
 
 def _stop(host: LibvirtHost, command: StopDomain) -> Effect:

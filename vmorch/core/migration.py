@@ -74,6 +74,8 @@ def judge(source: Observed | None, destination: Observed | None, *, patient: boo
         blind = [name for name, found in (("source", here), ("destination", there)) if found is None]
         return Judgement("again" if patient else "unknown", f"the {' and the '.join(blind)} cannot be seen")
     if source.moving:
+        if not patient and (source.reason, there) == ("migration", "absent"):
+            return Judgement("stayed", "halted in its switch-over, and nothing on the destination to go on to")
         return Judgement("again" if patient else "unknown", "the migration is still under way")
     if source.reason in UNFINISHED and there == "running":
         return Judgement("again" if patient else "unknown", "the destination needs memory that is still on the source")

@@ -11,11 +11,15 @@ from typing import Any
 from msgspec import Struct
 from msgspec.structs import replace
 
+from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.aggregates.host import Capacity, Host
 from vmorch.core.aggregates.image import Image
 from vmorch.core.aggregates.token import Token
-from vmorch.core.aggregates.vm import Operation, Vm
+from vmorch.core.aggregates.vm import Frozen, Operation, Vm
 from vmorch.core.fleet import Fleet
+from vmorch.core.hostcommands import Sample
+from vmorch.core.ids import HostId
+from vmorch.core.migration import pace
 from vmorch.core.spec import HostFacts, VmSpec
 
 
@@ -32,6 +36,42 @@ class DriftResource(Struct, frozen=True, kw_only=True):
     field: str
     recorded: str
     seen: str
+
+
+class SightResource(Struct, frozen=True, kw_only=True):
+    """What a host showed of a VM; `power` is unknown if it was not seen."""
+
+    host: str
+    power: str
+    reason: str
+
+
+class FrozenResource(Struct, frozen=True, kw_only=True):
+    """Why nobody can tell where a VM is, and what was seen at both ends of its migration."""
+
+    operation: str
+    why: str
+    source: SightResource
+    destination: SightResource
+    since: datetime
+
+
+class PaceResource(Struct, frozen=True, kw_only=True):
+    """A migration under way as a verdict: sizes in bytes, rates in bytes per second, times in seconds; what is not
+    known is null, and so is `left` where no end is in sight."""
+
+    elapsed: float
+    passes: int
+    total: int
+    sent: int
+    remaining: int | None
+    bandwidth: float | None
+    dirty_rate: float | None
+    converging: bool | None
+    left: float | None
+    downtime: float | None
+    throttle: int
+    postcopy: bool
 
 
 class VmResource(Struct, frozen=True, kw_only=True):
@@ -53,6 +93,9 @@ class VmResource(Struct, frozen=True, kw_only=True):
     pending: Mapping[str, Pending]
     drift: tuple[DriftResource, ...]
     operation: str | None
+    eviction: str
+    traces: tuple[str, ...]
+    frozen: FrozenResource | None
     epoch: int
     version: int
     created_at: datetime | None
@@ -61,7 +104,8 @@ class VmResource(Struct, frozen=True, kw_only=True):
 
 
 class StepResource(Struct, frozen=True, kw_only=True):
-    """One step of an operation: `state` is waiting, running, done, failed, undoing or undone."""
+    """One step of an operation: `state` is waiting, running, looking (at both ends of a migration, for where the VM
+    is), done, failed, undoing or undone."""
 
     index: int
     label: str
@@ -70,7 +114,9 @@ class StepResource(Struct, frozen=True, kw_only=True):
 
 
 class OperationResource(Struct, frozen=True, kw_only=True):
-    """An operation as people see it. `state` is running, cancelling, undoing or its outcome."""
+    """An operation as people see it. `state` is running, cancelling, undoing or its outcome. `blockers` is everything
+    that stood in the way; `pace` tells of a migration under way, and only to whoever asks the server that heard of it.
+    """
 
     id: str
     verb: str
@@ -85,10 +131,24 @@ class OperationResource(Struct, frozen=True, kw_only=True):
     steps: tuple[StepResource, ...]
     started_at: datetime
     ended_at: datetime | None
+    blockers: tuple[str, ...] = ()
+    pause: float | None = None
+    """Seconds that the guest stood still while it was carried to another host."""
+    pace: PaceResource | None = None
+
+
+class CertificateResource(Struct, frozen=True, kw_only=True):
+    """A host's newest certificate: guests travel under these names until it expires."""
+
+    fingerprint: str
+    serial: str
+    names: tuple[str, ...]
+    expires: datetime
 
 
 class HostResource(Struct, frozen=True, kw_only=True):
-    """A host as people see it. `state` is invited, active, cordoned, unreachable or retired."""
+    """A host as people see it. `state` is invited, active, cordoned, draining, maintenance, unreachable or retired;
+    `drain` and `maintenance` are what is under way with it."""
 
     id: str
     name: str
@@ -103,6 +163,16 @@ class HostResource(Struct, frozen=True, kw_only=True):
     overcommit: Mapping[str, float]
     unmanaged: tuple[str, ...]
     facts: HostFacts | None
+    certificate: CertificateResource | None
+    version: int
+    drain: str | None = None
+    maintenance: str | None = None
+
+
+class ClusterResource(Struct, frozen=True, kw_only=True):
+    """What holds for the whole cluster, as its admins set it."""
+
+    policy: Policy
     version: int
 
 
@@ -189,11 +259,59 @@ def vm_resource(fleet: Fleet, vm: Vm) -> VmResource:
         pending={field: Pending(live=live, asked=asked) for field, (live, asked) in vm.pending().items()},
         drift=tuple(DriftResource(field=d.field, recorded=d.recorded, seen=d.seen) for d in vm.drift),
         operation=vm.active,
+        eviction=vm.spec.eviction,
+        traces=tuple(sorted(_name(fleet, each) for each in vm.traces)),
+        frozen=_frozen(fleet, vm.frozen),
         epoch=vm.epoch,
         version=vm.version,
         created_at=vm.created_at,
         observed_at=vm.observed_at,
         spec=_shown(vm.spec),
+    )
+
+
+def _name(fleet: Fleet, id: HostId) -> str:
+    host = fleet.hosts.get(id)
+    return id if host is None else host.name
+
+
+def _frozen(fleet: Fleet, frozen: Frozen | None) -> FrozenResource | None:
+    if frozen is None:
+        return None
+    ends = ((frozen.source, frozen.source_seen), (frozen.destination, frozen.destination_seen))
+    source, destination = (
+        SightResource(
+            host=_name(fleet, end),
+            power="unknown" if seen is None else seen.power,
+            reason="not seen" if seen is None else seen.reason,
+        )
+        for end, seen in ends
+    )
+    return FrozenResource(
+        operation=frozen.operation, why=frozen.why, source=source, destination=destination, since=frozen.since
+    )
+
+
+def pace_resource(sample: Sample) -> PaceResource:
+    """What a sample says about a migration's end."""
+    found = pace(sample)
+
+    def known(value: float) -> float | None:
+        return None if value < 0 else value
+
+    return PaceResource(
+        elapsed=sample.elapsed,
+        passes=found.passes,
+        total=sample.total,
+        sent=sample.sent,
+        remaining=None if found.remaining < 0 else found.remaining,
+        bandwidth=known(found.bandwidth),
+        dirty_rate=known(found.dirty_rate),
+        converging=found.converging,
+        left=found.left,
+        downtime=known(found.downtime),
+        throttle=found.throttle,
+        postcopy=found.postcopy,
     )
 
 
@@ -206,6 +324,9 @@ DOING = {
     "resume": "resuming",
     "delete": "deleting",
     "resize": "resizing",
+    "migrate": "migrating",
+    "settle": "settling",
+    "tidy": "tidying",
 }
 
 
@@ -220,11 +341,15 @@ def _vm_state(vm: Vm, active: Operation | None, reachable: bool) -> str:
         return "deleted"
     if active is not None:
         return DOING.get(active.verb, active.verb)
+    if vm.frozen is not None:
+        return "unknown"
     return vm.power if reachable or vm.power == "off" else "unknown"
 
 
-def operation_resource(fleet: Fleet, vm: Vm, operation: Operation) -> OperationResource:
-    """An operation of a VM."""
+def operation_resource(
+    fleet: Fleet, vm: Vm, operation: Operation, sample: Sample | None = None
+) -> OperationResource:
+    """An operation of a VM; `sample` is the newest that was told of it."""
     progress = operation.progress
     state: str = operation.outcome or "running"
     if operation.outcome is None and progress.failed is not None:
@@ -256,6 +381,9 @@ def operation_resource(fleet: Fleet, vm: Vm, operation: Operation) -> OperationR
         steps=tuple(steps),
         started_at=operation.started_at,
         ended_at=operation.ended_at,
+        blockers=progress.failed.blockers if progress.failed else (),
+        pause=operation.pause,
+        pace=None if sample is None or operation.outcome is not None else pace_resource(sample),
     )
 
 
@@ -268,17 +396,20 @@ def _step_state(operation: Operation, index: int) -> str:
     if index == progress.done and progress.failed is not None:
         return "failed"
     if index == progress.done and operation.outcome is None:
-        return "running"
+        return "looking" if progress.over else "running"
     return "waiting"
 
 
 def host_resource(fleet: Fleet, host: Host) -> HostResource:
     """A host of the fleet."""
     state: str = host.agent
+    drain, maintenance = fleet.draining(host.id), fleet.maintained(host.id)
     if host.retired:
         state = "retired"
+    elif fleet.away(host.id):
+        state = "maintenance"
     elif host.agent == "connected":
-        state = "active" if host.cordoned is None else "cordoned"
+        state = "draining" if drain else "active" if host.cordoned is None else "cordoned"
     return HostResource(
         id=host.id,
         name=host.name,
@@ -297,8 +428,25 @@ def host_resource(fleet: Fleet, host: Host) -> HostResource:
         },
         unmanaged=host.unmanaged,
         facts=host.facts,
+        certificate=_certificate(host),
         version=host.version,
+        drain=drain,
+        maintenance=None if maintenance is None else maintenance.id,
     )
+
+
+def _certificate(host: Host) -> CertificateResource | None:
+    if not host.certificates:
+        return None
+    newest = host.certificates[-1]
+    return CertificateResource(
+        fingerprint=newest.fingerprint, serial=newest.serial, names=newest.names, expires=newest.expires
+    )
+
+
+def cluster_resource(fleet: Fleet) -> ClusterResource:
+    """The cluster's policy."""
+    return ClusterResource(policy=fleet.cluster.policy, version=fleet.cluster.version)
 
 
 def image_resource(image: Image) -> ImageResource:

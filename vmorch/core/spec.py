@@ -10,23 +10,26 @@ from msgspec import Meta, Struct
 
 from vmorch.core.ids import Digest, GiB, MiB
 
-NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$"
-LABEL_KEY_PATTERN = r"^[a-z0-9]([a-z0-9./_-]{0,61}[a-z0-9])?$"
-CIDR_PATTERN = r"^[0-9a-fA-F.:]{2,45}/[0-9]{1,3}$"
-ADDRESS_PATTERN = r"^[0-9a-fA-F.:]{2,45}$"
-MAC_PATTERN = r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$"
-NETWORK_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
-HTTP_PATH_PATTERN = r"^/[!-~]{0,255}$"
+# `$` alone also matches before a line break at the end
+NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
+LABEL_KEY_PATTERN = r"^[a-z0-9]([a-z0-9./_-]{0,61}[a-z0-9])?$(?!\n)"
+CIDR_PATTERN = r"^[0-9a-fA-F.:]{2,45}/[0-9]{1,3}$(?!\n)"
+ADDRESS_PATTERN = r"^[0-9a-fA-F.:]{2,45}$(?!\n)"
+MAC_PATTERN = r"^([0-9a-f]{2}:){5}[0-9a-f]{2}$(?!\n)"
+NETWORK_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$(?!\n)"
+HTTP_PATH_PATTERN = r"^/[!-~]{0,255}$(?!\n)"
 
 Name = Annotated[str, Meta(pattern=NAME_PATTERN, description="1 to 63 of a-z, 0-9 and -, a DNS label")]
 LabelKey = Annotated[str, Meta(pattern=LABEL_KEY_PATTERN)]
-LabelValue = Annotated[str, Meta(max_length=63, pattern=r"^[A-Za-z0-9._/-]*$")]
+LabelValue = Annotated[str, Meta(max_length=63, pattern=r"^[A-Za-z0-9._/-]*$(?!\n)")]
 Labels = Annotated[dict[LabelKey, LabelValue], Meta(max_length=32)]
 Vcpus = Annotated[int, Meta(ge=1, le=512, description="virtual CPUs")]
 MemoryMiB = Annotated[MiB, Meta(ge=16, le=16 * 1024 * 1024, description="memory in MiB")]
 DiskGiB = Annotated[GiB, Meta(ge=1, le=64 * 1024, description="size in GiB")]
-Sha256 = Annotated[Digest, Meta(pattern=r"^[0-9a-f]{64}$", description="SHA-256, lower-case hexadecimal")]
+Sha256 = Annotated[Digest, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)", description="SHA-256, lower-case hexadecimal")]
 Graceful = Annotated[float, Meta(ge=0, le=3600, description="seconds")]
+
+NAME_RULE = "1 to 63 of a-z, 0-9 and -, neither beginning nor ending with -"
 
 ImageFormat = Literal["qcow2", "raw"]
 Storage = Literal["local", "shared"]
@@ -44,7 +47,7 @@ class ImagePin(Struct, frozen=True, kw_only=True):
 class DiskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A disk of the VM. With `image` it is an overlay on that image's bytes, else it starts empty."""
 
-    name: Annotated[str, Meta(pattern=r"^vd[a-z]$")]
+    name: Annotated[str, Meta(pattern=r"^vd[a-z]$(?!\n)")]
     size: DiskGiB
     storage: Storage = "local"
     image: ImagePin | None = None
@@ -88,7 +91,8 @@ class ReadySpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Placing(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Where a VM may stand: on a named host, on hosts with these labels, away from VMs with these labels."""
+    """Where a VM may stand: on hosts with these labels, away from VMs with these labels. `host` names the one that it
+    is created on; it may move from there."""
 
     host: Name | None = None
     host_labels: Labels = {}

@@ -84,7 +84,7 @@ class Parameter(Struct, frozen=True, kw_only=True):
 class Route(Struct, frozen=True, kw_only=True):
     """A line of the table of routes: where, who may, what answers, and how it is documented."""
 
-    method: Literal["GET", "POST", "PUT"]
+    method: Literal["GET", "POST", "PUT", "PATCH"]
     path: str
     access: Access
     handler: Handler

@@ -17,6 +17,7 @@ from vmorch.core.aggregates.token import Token
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import HostId, Position
+from vmorch.edge.requests import DIGEST_HEADER
 
 HOST_HEADER = "X-Vmorch-Host"
 TIME_HEADER = "X-Vmorch-Time"
@@ -62,7 +63,8 @@ def signed_by_host(request: Request) -> bool:
 
 
 def signing_host(request: Request, fleet: Fleet, now: datetime) -> Host:
-    """The enrolled host that signed method, path and time of this request. Raises Rejected `unauthenticated`."""
+    """The enrolled host that signed method, path and time of this request, and the digest of what it sends along.
+    Whoever reads the body compares it with that digest. Raises Rejected `unauthenticated`."""
     headers = request.headers
     host = fleet.hosts.get(HostId(headers.get(HOST_HEADER, "")))
     stamp = headers.get(TIME_HEADER, "")
@@ -72,7 +74,17 @@ def signing_host(request: Request, fleet: Fleet, now: datetime) -> Host:
         raise Rejected("unauthenticated", f"the time of signing is missing or more than {SIGNED_WITHIN} s off")
     try:
         signature = base64.b64decode(headers.get(SIGNATURE_HEADER, ""), validate=True)
-        verifier(host.key).verify(f"{request.method} {request.url.path} {stamp}".encode(), signature)
+        verifier(host.key).verify(_signed(request, stamp), signature)
     except (BadKey, BadSignature, binascii.Error) as error:
         raise Rejected("unauthenticated", "the signature is not the host's") from error
     return host
+
+
+def _signed(request: Request, stamp: str) -> bytes:
+    text = f"{request.method} {request.url.path} {stamp}"
+    if request.method == "GET":
+        return text.encode()
+    digest = request.headers.get(DIGEST_HEADER, "")
+    if not digest:
+        raise Rejected("unauthenticated", f"{DIGEST_HEADER} is missing: a host signs what it sends along")
+    return f"{text} {digest}".encode()

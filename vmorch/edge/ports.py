@@ -3,21 +3,28 @@
 Must not hold logic. Refusals come as Rejected, the log's troubles as LogError.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
+from vmorch.core.aggregates.budget import CreateBudget
+from vmorch.core.aggregates.drain import ActivateHost, ApplyPlan, Drain, PlanDrain
 from vmorch.core.aggregates.image import ImageAdded
+from vmorch.core.aggregates.maintenance import CancelMaintenance, Maintenance, StartMaintenance
 from vmorch.core.aggregates.token import Role
 from vmorch.core.aggregates.vm import VmCommand
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import HostId, OperationId, Position, Stream
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.planning.admission import Admission
+from vmorch.core.planning.staleness import Touch
+from vmorch.core.planning.upkeep import Foresight
 from vmorch.engine.caller import Accepted, Caller
+from vmorch.engine.handle import PolicyChange, Tuning
+from vmorch.engine.telemetry import Samples
 from vmorch.views.filters import Filters
 
-Model = Literal["vms", "hosts", "images", "operations", "tokens"]
+Model = Literal["vms", "hosts", "images", "operations", "tokens", "drains"]
 HostVerb = Literal["cordon", "uncordon", "label", "overcommit", "retire"]
 
 
@@ -40,6 +47,46 @@ class Enrolled(Protocol):
     def credentials(self) -> str: ...
 
 
+class Drains(Protocol):
+    """What may be asked about emptying hosts, and about what bounds that."""
+
+    async def plan(self, command: PlanDrain, caller: Caller) -> Accepted: ...
+
+    async def apply(self, ref: str, command: ApplyPlan, caller: Caller) -> Accepted: ...
+
+    async def touches(self, drain: Drain) -> Sequence[Touch]:
+        """The events since a plan was made that touch it."""
+
+    async def discard(self, ref: str, caller: Caller) -> Accepted: ...
+
+    async def cancel(self, ref: str, caller: Caller) -> Accepted: ...
+
+    async def activate(self, ref: str, command: ActivateHost, caller: Caller) -> Accepted: ...
+
+    async def past(self, ref: str) -> Drain | None:
+        """A drain that the live state no longer remembers."""
+
+    async def create_budget(self, command: CreateBudget, caller: Caller) -> Accepted: ...
+
+    async def delete_budget(self, ref: str, caller: Caller) -> Accepted: ...
+
+
+class Upkeep(Protocol):
+    """What may be asked about maintenance."""
+
+    def foresee(self, command: StartMaintenance) -> Sequence[Foresight]:
+        """The groups that `start` would make now; nothing is recorded."""
+
+    async def start(self, command: StartMaintenance, caller: Caller) -> Accepted: ...
+
+    async def work_done(self, ref: str, caller: Caller) -> Accepted: ...
+
+    async def cancel(self, ref: str, command: CancelMaintenance, caller: Caller) -> Accepted: ...
+
+    async def past(self, id: str) -> Maintenance | None:
+        """A maintenance that the live state no longer remembers."""
+
+
 class Control(Protocol):
     """The commands of the control plane and its live state."""
 
@@ -59,6 +106,20 @@ class Control(Protocol):
 
     async def cancel(self, operation: OperationId, caller: Caller) -> Accepted: ...
 
+    async def tune(self, operation: OperationId, tuning: Tuning, caller: Caller) -> Accepted: ...
+
+    @property
+    def samples(self) -> Samples:
+        """How far long work has come."""
+
+    @property
+    def drains(self) -> Drains:
+        """Drains, plans and budgets."""
+
+    @property
+    def upkeep(self) -> Upkeep:
+        """Maintenances."""
+
     async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
         """The host's one-time token and when it expires."""
 
@@ -66,6 +127,14 @@ class Control(Protocol):
 
     async def renew_host(self, id: HostId) -> str:
         """New bus credentials for a host that has proven its key."""
+
+    async def certify_host(self, id: HostId, csr: str) -> bytes:
+        """A certificate for a host that has proven its key, sealed for it."""
+
+    def revoked(self) -> bytes:
+        """The list of certificates that are to be trusted no more, signed and sealed."""
+
+    async def set_policy(self, wanted: PolicyChange, caller: Caller) -> Accepted: ...
 
     async def on_host(self, ref: str, verb: HostVerb, arguments: dict[str, Any], caller: Caller) -> Accepted: ...
 
@@ -83,7 +152,7 @@ class Control(Protocol):
     async def settled(self, position: Position, timeout: float) -> bool:
         """Whether the read models reached `position` within `timeout` seconds."""
 
-    def changes(self) -> AsyncIterator[Position]:
+    def changes(self) -> AsyncGenerator[Position, None]:
         """The fleet's position at once, and again whenever it has moved."""
 
 

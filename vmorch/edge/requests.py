@@ -4,19 +4,22 @@ Must not act on any of it.
 """
 
 import asyncio
+import hmac
 import re
 from collections.abc import Callable, Collection
 from datetime import datetime
+from hashlib import sha256
 from typing import TypeVar
 
 import msgspec
 from starlette.requests import Request
 
-from vmorch.core.errors import Rejected
+from vmorch.core.errors import Rejected, bad_value
 from vmorch.core.ids import Position, RequestId
 
 REQUEST_HEADER = "Vmorch-Request-Id"
 REASON_HEADER = "Vmorch-Reason"
+DIGEST_HEADER = "X-Vmorch-Content-SHA256"
 
 MAX_BODY = 1024 * 1024
 BODY_WITHIN = 30.0
@@ -58,7 +61,8 @@ def traceparent(request: Request) -> str | None:
 
 
 async def body(request: Request, type: type[T], *, limit: int = MAX_BODY) -> T:
-    """The JSON body as `type`; an empty one is `{}`. Raises Rejected `bad-request` or `too-large`."""
+    """The JSON body as `type`; an empty one is `{}`. Raises Rejected `bad-request`, `bad-name` or `too-large`, and
+    `unauthenticated` unless it is the one that its sender signed."""
     chunks: list[bytes] = []
     size = 0
     try:
@@ -70,10 +74,14 @@ async def body(request: Request, type: type[T], *, limit: int = MAX_BODY) -> T:
                 chunks.append(chunk)
     except TimeoutError as error:
         raise Rejected("bad-request", f"the body did not come within {BODY_WITHIN:g} s") from error
+    data = b"".join(chunks)
+    signed = request.headers.get(DIGEST_HEADER)
+    if signed is not None and not hmac.compare_digest(signed.encode(), sha256(data).hexdigest().encode()):
+        raise Rejected("unauthenticated", "the body is not the one that was signed")
     try:
-        return msgspec.json.decode(b"".join(chunks) or b"{}", type=type)
+        return msgspec.json.decode(data or b"{}", type=type)
     except msgspec.ValidationError as error:
-        raise Rejected("bad-request", str(error)) from error
+        raise bad_value(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected("bad-request", f"the body is not JSON: {error}") from error
 

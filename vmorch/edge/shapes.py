@@ -6,6 +6,8 @@ Must not restate a field of a resource: those come from its struct.
 from collections.abc import Mapping
 from typing import Any
 
+from vmorch.core.maintenance_resources import GroupResource
+
 Schema = Mapping[str, Any]
 
 REFERENCE = "#/components/schemas/{name}"
@@ -67,6 +69,8 @@ PLAN = document(
     position=POSITION,
 )
 ACCEPTED_OR_PLAN: Schema = {"oneOf": [ACCEPTED, PLAN]}
+MAINTENANCE_PLAN = document("MaintenancePlan", groups=array(ref(GroupResource)), position=POSITION)
+ACCEPTED_OR_GROUPS: Schema = {"oneOf": [ACCEPTED, MAINTENANCE_PLAN]}
 INVITATION = document("Invitation", host=STRING, name=STRING, token=STRING, expires=TIME, position=POSITION)
 ENROLMENT = document(
     "Enrolment",
@@ -79,6 +83,8 @@ ENROLMENT = document(
     credentials=STRING,
 )
 CREDENTIALS = document("Credentials", credentials=STRING)
+ISSUED = record(body=record(host=STRING, certificate=STRING, authority=STRING, revoked=STRING), sig=STRING)
+REVOKED = record(body=record(revoked=STRING), sig=STRING)
 NEW_TOKEN = document(
     "NewToken", id=STRING, name=STRING, role=STRING, expires=nullable(TIME), token=STRING, position=POSITION
 )
@@ -101,6 +107,7 @@ STATUS = document(
     hosts=COUNTS,
     vms=COUNTS,
     operations=INTEGER,
+    clearMigration=BOOLEAN,
     projectionLag=nullable(INTEGER),
     postgres=BOOLEAN,
     nats=nullable(BOOLEAN),

@@ -5,8 +5,14 @@ Routing, access and the OpenAPI description all come from here. Must not hold lo
 
 from typing import get_args
 
+from vmorch.core.aggregates.budget import CreateBudget
+from vmorch.core.aggregates.drain import ActivateHost, ApplyPlan, PlanDrain
+from vmorch.core.aggregates.maintenance import CancelMaintenance, StartMaintenance
+from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResource
+from vmorch.core.maintenance_resources import MaintenanceResource
 from vmorch.core.operations.create import CreateVm
 from vmorch.core.resources import (
+    ClusterResource,
     EventResource,
     HostResource,
     ImageResource,
@@ -17,10 +23,22 @@ from vmorch.core.resources import (
 from vmorch.edge import shapes
 from vmorch.edge.calls import Parameter, Route
 from vmorch.edge.ports import HostVerb
-from vmorch.edge.routes import cluster, documents, events, hosts, images, operations, tokens, vms
+from vmorch.edge.routes import (
+    budgets,
+    cluster,
+    documents,
+    drains,
+    events,
+    hosts,
+    images,
+    maintenance,
+    operations,
+    tokens,
+    vms,
+)
 from vmorch.edge.shapes import BOOLEAN, POSITION, STRING, TIME, listing, plain, single
 from vmorch.edge.streams import MEDIA_TYPE as SSE
-from vmorch.engine.handle import ARGUMENTS
+from vmorch.engine.handle import ARGUMENTS, PolicyChange, Tuning
 
 _MIN = Parameter(name="minPosition", about="wait up to 5 s until the answer shows this position", schema=POSITION)
 _LIMIT = Parameter(
@@ -40,6 +58,13 @@ _OF_OPERATIONS = (
     Parameter(name="verb", about="only this verb", schema=STRING),
     _ACTOR,
     Parameter(name="active", about="true: those that run; false: those that are over", schema=BOOLEAN),
+)
+_RUNNING = Parameter(name="active", about="true: those under way", schema=BOOLEAN)
+_OF_DRAINS = (
+    _STATE,
+    _ACTOR,
+    _RUNNING,
+    Parameter(name="started", about="false: plans that were not carried out", schema=BOOLEAN),
 )
 _OF_EVENTS = (
     Parameter(name="stream", about="only this stream, such as vm/<id>", schema=STRING),
@@ -104,6 +129,8 @@ _OPERATIONS = (
           summary="Watch an operation to its end", media_type=SSE, answer=STRING),
     Route(method="POST", path="/v1/operations/{id}/cancel", access="operator", handler=operations.cancel_operation,
           summary="Ask an operation to stop", status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/operations/{id}/tune", access="operator", handler=operations.tune_operation,
+          summary="Change the limits of a migration under way", body=Tuning, status=202, answer=shapes.ACCEPTED),
 )  # fmt: skip
 
 _HOSTS = (
@@ -117,13 +144,68 @@ _HOSTS = (
           summary="Enrol a host by its one-time token", body=hosts.EnrollHost, answer=shapes.ENROLMENT),
     Route(method="GET", path="/v1/hosts/{ref}/credentials", access="host", handler=hosts.renew_credentials,
           summary="Renew a host's own bus credentials", answer=shapes.CREDENTIALS),
+    Route(method="POST", path="/v1/hosts/{ref}/certificate", access="host", handler=hosts.certify_host,
+          summary="Sign a host's own certificate; the answer is sealed by the control plane",
+          body=hosts.CertificateRequest, answer=shapes.ISSUED),
+    Route(method="GET", path="/v1/certificates/revoked", access="host or operator", handler=hosts.revoked,
+          summary="The certificates of hosts that are to be trusted no more (a CRL), sealed by the control plane",
+          answer=shapes.REVOKED),
     *(
         Route(method="POST", path=f"/v1/hosts/{{ref}}/{verb}", access="admin", handler=hosts.on_host(verb),
               summary=f"{verb.capitalize()} a host", body=ARGUMENTS[verb], status=202, answer=shapes.ACCEPTED)
         for verb in get_args(HostVerb)
     ),
+    Route(method="POST", path="/v1/hosts/{ref}/activate", access="admin", handler=drains.activate_host,
+          summary=ActivateHost.summary, body=ActivateHost, status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/hosts/{ref}/maintenance-done", access="admin", handler=maintenance.work_done,
+          summary="Say that the work on a host in maintenance is done", status=202, answer=shapes.ACCEPTED),
     Route(method="POST", path="/v1/hosts/{ref}/{verb}", access="admin", handler=hosts.no_such_verb,
           summary="", listed=False),
+)  # fmt: skip
+
+_DRAINS = (
+    Route(method="GET", path="/v1/drains", access="viewer", handler=drains.list_drains,
+          summary="List drains and plans, newest first", parameters=(*_OF_DRAINS, *_PAGING),
+          answer=listing("Drain", DrainResource)),
+    Route(method="GET", path="/v1/drains/{id}", access="viewer", handler=drains.show_drain,
+          summary="Describe a drain or plan, VM by VM", parameters=(_MIN,), answer=single("Drain", DrainDetail)),
+    Route(method="GET", path="/v1/drains/{id}/watch", access="viewer", handler=drains.watch_drain,
+          summary="Watch a drain to its end", media_type=SSE, answer=STRING),
+    Route(method="POST", path="/v1/drains", access="admin", handler=drains.plan_drain, summary=PlanDrain.summary,
+          body=PlanDrain, status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/drains/{id}/apply", access="admin", handler=drains.apply_plan,
+          summary=ApplyPlan.summary, body=ApplyPlan, status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/drains/{id}/discard", access="admin", handler=drains.discard_plan,
+          summary="Give a plan up", status=202, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/drains/{id}/cancel", access="admin", handler=drains.cancel_drain,
+          summary="End a drain and take back what is under way", status=202, answer=shapes.ACCEPTED),
+)  # fmt: skip
+
+_MAINTENANCES = (
+    Route(method="GET", path="/v1/maintenances", access="viewer", handler=maintenance.list_maintenances,
+          summary="List maintenances, newest first", parameters=(_RUNNING, *_PAGING),
+          answer=listing("Maintenance", MaintenanceResource)),
+    Route(method="GET", path="/v1/maintenances/{id}", access="viewer", handler=maintenance.show_maintenance,
+          summary="Describe a maintenance, host by host", parameters=(_MIN,),
+          answer=single("Maintenance", MaintenanceResource)),
+    Route(method="GET", path="/v1/maintenances/{id}/watch", access="viewer", handler=maintenance.watch_maintenance,
+          summary="Watch a maintenance to its end", media_type=SSE, answer=STRING),
+    Route(method="POST", path="/v1/maintenances", access="admin", handler=maintenance.start_maintenance,
+          summary=StartMaintenance.summary, parameters=(_DRY_RUN,), body=StartMaintenance, status=202,
+          answer=shapes.ACCEPTED_OR_GROUPS),
+    Route(method="POST", path="/v1/maintenances/{id}/cancel", access="admin", handler=maintenance.cancel_maintenance,
+          summary=CancelMaintenance.summary, body=CancelMaintenance, status=202, answer=shapes.ACCEPTED),
+)  # fmt: skip
+
+_BUDGETS = (
+    Route(method="GET", path="/v1/budgets", access="viewer", handler=budgets.list_budgets, summary="List budgets",
+          parameters=(_NAME, *_PAGING), answer=listing("Budget", BudgetResource)),
+    Route(method="GET", path="/v1/budgets/{ref}", access="viewer", handler=budgets.show_budget,
+          summary="Describe a budget", answer=single("Budget", BudgetResource)),
+    Route(method="POST", path="/v1/budgets", access="operator", handler=budgets.create_budget,
+          summary=CreateBudget.summary, body=CreateBudget, status=201, answer=shapes.ACCEPTED),
+    Route(method="POST", path="/v1/budgets/{ref}/delete", access="operator", handler=budgets.delete_budget,
+          summary="Delete a budget", status=202, answer=shapes.ACCEPTED),
 )  # fmt: skip
 
 _IMAGES = (
@@ -152,6 +234,10 @@ _EVENTS = (
 )  # fmt: skip
 
 _CLUSTER = (
+    Route(method="GET", path="/v1/cluster", access="viewer", handler=cluster.show_cluster,
+          summary="Describe the cluster's policy", parameters=(_MIN,), answer=single("Cluster", ClusterResource)),
+    Route(method="PATCH", path="/v1/cluster", access="admin", handler=cluster.set_policy,
+          summary="Change the cluster's policy", body=PolicyChange, status=202, answer=shapes.ACCEPTED),
     Route(method="GET", path="/v1/status", access="viewer", handler=cluster.status, summary="The cluster at a glance",
           answer=shapes.STATUS),
     Route(method="GET", path="/v1/doctor", access="viewer", handler=cluster.doctor,
@@ -180,6 +266,9 @@ ROUTES: tuple[Route, ...] = (
     *_VMS,
     *_OPERATIONS,
     *_HOSTS,
+    *_DRAINS,
+    *_MAINTENANCES,
+    *_BUDGETS,
     *_IMAGES,
     *_EVENTS,
     *_CLUSTER,

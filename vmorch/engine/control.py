@@ -4,25 +4,36 @@ Composed once per server process. Must not contain decisions of its own.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from datetime import datetime, timedelta
 
 from msgspec import Struct
 
 from vmorch.bus.bus import Bus, to_nobody, to_sending_host
 from vmorch.bus.credentials import ControlKeys, host_credentials
+from vmorch.core.aggregates import cluster as clusters
+from vmorch.core.aggregates import host as hosts
 from vmorch.core.aggregates.host import Host
 from vmorch.core.errors import Rejected
-from vmorch.core.ids import HostId, Position
+from vmorch.core.ids import HostId, Position, stream
+from vmorch.core.operation import Change, change
+from vmorch.engine.authority import Authority, read_request
+from vmorch.engine.drains import Drains
 from vmorch.engine.effects import Clock, Ids, Secrets
+from vmorch.engine.errands import Errands
 from vmorch.engine.handle import Handler
 from vmorch.engine.liveness import Liveness
 from vmorch.engine.operations import Operations
+from vmorch.engine.reconcile import Reconcile
 from vmorch.engine.recorder import Recorder
 from vmorch.engine.reports import Reports
+from vmorch.engine.telemetry import Samples
+from vmorch.engine.upkeep import Upkeep
 from vmorch.engine.world import World
 from vmorch.log.interface import Log
 from vmorch.wire import subjects
+from vmorch.wire.certificates import Issued, Revoked
+from vmorch.wire.envelopes import seal
 
 Reached = Callable[[Position, float], Awaitable[bool]]
 """Whether the read models stand at a position within so many seconds."""
@@ -49,6 +60,7 @@ class Identity(Struct, frozen=True, kw_only=True):
     cluster: str
     nats_url: str
     keys: ControlKeys
+    authority: Authority
 
 
 class Control(Handler):
@@ -66,12 +78,20 @@ class Control(Handler):
         self.operations = Operations(self.recorder, bus, cluster, keys.server, log.incarnation)
         self.reports = Reports(self.recorder, cluster, keys.server, log.incarnation, self._renewed)
         self.liveness = Liveness(self.recorder, bus)
+        self.errands = Errands(self.recorder, self.operations.orders)
+        self.reconcile = Reconcile(self.recorder, ids)
+        self.drains = Drains(self.recorder, ids)
+        self.upkeep = Upkeep(self.recorder, ids)
+        self.samples = Samples(self.world.fleet)
         self._leading = False
         self._serving = False
 
     async def start(self) -> None:
         """Know the whole log."""
         await self.world.load()
+        # whoever serves watchers hears the hosts, whether or not it leads
+        telemetries = subjects.telemetries(self.identity.cluster)
+        await self.bus.serve(telemetries, self.samples.handle, reply_allowed=to_nobody)
 
     async def run(self) -> None:
         """Follow the log and lead, until cancelled."""
@@ -89,6 +109,8 @@ class Control(Handler):
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.operations.run(), name="operations")
                 group.create_task(self.liveness.run(), name="liveness")
+                group.create_task(self.errands.run(), name="errands")
+                group.create_task(self.reconcile.run(), name="reconcile")
         finally:
             self._leading = False
 
@@ -119,16 +141,52 @@ class Control(Handler):
 
     async def renew_host(self, id: HostId) -> str:
         """New bus credentials for an enrolled host, which has proven its key. Raises Rejected `no-such-host`."""
+        return self._renewed(self._member(id), self.recorder.clock.now())
+
+    async def certify_host(self, id: HostId, csr: str) -> bytes:
+        """A certificate for the key of an enrolled host's request, sealed for the host, which has proven who it is.
+
+        Raises Rejected `bad-csr`, `foreign-name`, `key-reused`, `too-many-certificates`, `other-authority` or
+        `no-such-host`.
+        """
+        wish, authority = read_request(csr), self.identity.authority
+        name = self._member(id).name
+
+        def decide() -> tuple[Iterable[Change], str]:
+            host, now = self._member(id), self.recorder.clock.now()
+            asked = (wish.common_name, *wish.names)
+            names = hosts.may_certify(host, wish.digest, asked, self.fleet.hosts.values(), now)
+            adopted = clusters.adopt_authority(self.fleet.cluster, authority.fingerprint)
+            signed, pem = authority.issue(wish, names, now)
+            return [
+                change(stream("host", id), hosts.certified(signed)),
+                *(change(clusters.STREAM, event) for event in adopted),
+            ], pem
+
+        _, pem = await self.recorder.record(decide, lambda _: self.recorder.meta(actor=f"host:{name}"))
+        issued = Issued(host=id, certificate=pem, authority=authority.certificate, revoked=self._revoked())
+        return seal(issued, self.identity.keys.server)
+
+    def revoked(self) -> bytes:
+        """The list of the certificates that no host may trust any more, signed and sealed."""
+        return seal(Revoked(revoked=self._revoked()), self.identity.keys.server)
+
+    def _revoked(self) -> str:
+        fleet, now = self.fleet, self.recorder.clock.now()
+        found = [each for host in fleet.hosts.values() for each in host.revocations if each.expires > now]
+        return self.identity.authority.revoked(found, fleet.position, now)
+
+    def _member(self, id: HostId) -> Host:
         host = self.fleet.hosts.get(id)
         if host is None or host.retired or not host.key:
             raise Rejected("no-such-host", f"no host has the id {id}")
-        return self._renewed(host, self.recorder.clock.now())
+        return host
 
     async def settled(self, position: Position, timeout: float) -> bool:
         """Whether the read models show everything up to `position` within `timeout` seconds."""
         return await self.reached(position, timeout)
 
-    def changes(self) -> AsyncIterator[Position]:
+    def changes(self) -> AsyncGenerator[Position, None]:
         """The position now, and again whenever it has moved."""
         return self.world.changes()
 

@@ -10,8 +10,10 @@ from typing import Any, Literal
 
 import msgspec
 
+from vmorch.core.aggregates import cluster as clusters
 from vmorch.core.aggregates import host as hosts
 from vmorch.core.aggregates import image as images
+from vmorch.core.aggregates import passage
 from vmorch.core.aggregates import token as tokens
 from vmorch.core.aggregates import vm as vms
 from vmorch.core.aggregates.host import Host, Overcommit
@@ -19,13 +21,18 @@ from vmorch.core.aggregates.image import ImageAdded
 from vmorch.core.aggregates.token import Role
 from vmorch.core.aggregates.vm import OperationStarted, VmCommand
 from vmorch.core.codec import Fact
-from vmorch.core.errors import Rejected
+from vmorch.core.errors import Rejected, bad_value
 from vmorch.core.fleet import Fleet, name_held
+from vmorch.core.hostcommands import TuneMigration
 from vmorch.core.ids import HostId, ImageId, OperationId, VmId, split_stream, stream
-from vmorch.core.operation import Change, Finish, change
+from vmorch.core.operation import Change, change
 from vmorch.core.operations.create import CreateVm
+from vmorch.core.operations.migrate import Bandwidth, Downtime
+from vmorch.core.operations.resolve import ResolveVm
 from vmorch.core.planning.admission import Admission, Who, admit_create, admit_on_vm
-from vmorch.core.spec import LabelKey, Labels, Name
+from vmorch.core.planning.surrender import give_up
+from vmorch.core.planning.undertakings import check_idle
+from vmorch.core.spec import NAME_RULE, LabelKey, Labels, Name
 from vmorch.engine.caller import Accepted, Caller
 from vmorch.engine.effects import Ids, Secrets
 from vmorch.engine.recorder import Recorder, fingerprint, subject_of
@@ -61,6 +68,23 @@ class RetireChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """`lost`: the host is gone for ever, and the VMs that stood on it with it."""
 
     lost: bool = False
+
+
+class Tuning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Limits of a migration under way to change; others stay. With `postcopy` the guest is switched over now."""
+
+    bandwidth: Bandwidth | None = None
+    max_downtime: Downtime | None = None
+    postcopy: bool = False
+
+
+class PolicyChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What of the cluster's policy shall be otherwise; the rest stays. See the policy for what each means."""
+
+    clear_migration: bool | None = None
+    migrations_out: clusters.Limit | None = None
+    migrations_in: clusters.Limit | None = None
+    migrations: clusters.Limit | None = None
 
 
 class NoArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -101,6 +125,8 @@ class Handler:
 
     async def on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Accepted:
         """Begin a command on a VM that exists."""
+        if isinstance(command, ResolveVm) and not caller.reason:
+            raise Rejected("reason-missing", "saying where a VM is needs a reason", hint='add -m "why"')
         operation = OperationId(self.ids())
         return await self._operate(
             "vm",
@@ -126,6 +152,23 @@ class Handler:
             return [change(stream("vm", vm.id), event) for event in vms.request_cancel(now, operation)]
 
         accepted, _ = await self._simple(decide, caller, "cancel", operation, None)
+        return msgspec.structs.replace(accepted, operation=operation)
+
+    async def tune(self, operation: OperationId, tuning: Tuning, caller: Caller) -> Accepted:
+        """Give a migration under way other limits."""
+        found = self.fleet.operation(operation)
+        if found is None:
+            raise Rejected("no-such-operation", f"no operation has the id {operation}", hint="vmorch op list")
+        id = found[0].id
+
+        def decide() -> list[Change]:
+            vm = self.fleet.vms[id]
+            wanted = TuneMigration(
+                vm=id, bandwidth=tuning.bandwidth, max_downtime=tuning.max_downtime, postcopy=tuning.postcopy
+            )
+            return [change(stream("vm", id), event) for event in passage.tune(vm, vm.operations[operation], wanted)]
+
+        accepted, _ = await self._simple(decide, caller, "tune", operation, tuning)
         return msgspec.structs.replace(accepted, operation=operation)
 
     async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
@@ -173,7 +216,9 @@ class Handler:
 
         def decide() -> list[Change]:
             host = self.fleet.find_host(ref)
-            given_up = _given_up(self.fleet, host) if isinstance(wanted, RetireChange) and wanted.lost else []
+            if verb == "uncordon":
+                check_idle(self.fleet, host)
+            given_up = give_up(self.fleet, host) if isinstance(wanted, RetireChange) and wanted.lost else []
             return [change(stream("host", host.id), event) for event in _on_host(host, wanted)] + given_up
 
         accepted, _ = await self._simple(decide, caller, verb, ref, arguments)
@@ -228,6 +273,29 @@ class Handler:
         accepted, _ = await self._simple(decide, caller, "revoke", ref, None)
         return accepted
 
+    async def set_policy(self, wanted: PolicyChange, caller: Caller) -> Accepted:
+        """Change what holds for all hosts and VMs. Raises Rejected `reason-missing` if guests shall travel in clear."""
+        changed = {key: value for key, value in msgspec.to_builtins(wanted).items() if value is not None}
+        if wanted.clear_migration and not caller.reason:
+            raise Rejected("reason-missing", "letting guests travel unencrypted needs a reason")
+
+        def decide() -> list[Change]:
+            policy = msgspec.structs.replace(self.fleet.cluster.policy, **changed)
+            return [change(clusters.STREAM, event) for event in clusters.set_policy(self.fleet.cluster, policy)]
+
+        accepted, _ = await self._simple(decide, caller, "set-policy", clusters.STREAM, wanted)
+        return accepted
+
+    async def adopt_authority(self, fingerprint: str, *, instead: bool, actor: str) -> None:
+        """Hosts' certificates are signed by this authority. Raises Rejected `other-authority` if they are by another
+        one and it shall not be used `instead`."""
+
+        def decide() -> tuple[list[Change], None]:
+            events = clusters.adopt_authority(self.fleet.cluster, fingerprint, instead=instead)
+            return [change(clusters.STREAM, event) for event in events], None
+
+        await self.recorder.record(decide, lambda _: self.recorder.meta(actor=actor))
+
     def _secret(self, purpose: str, caller: Caller) -> str:
         """The same for a repeated request, so that an answer that got lost can be had again."""
         return self.secrets(f"{purpose}/{caller.actor}/{caller.request or self.ids()}")
@@ -275,19 +343,6 @@ class Handler:
         return Accepted(subject=subject, name=name_held(self.fleet, at), position=facts[-1].position), facts
 
 
-def _given_up(fleet: Fleet, host: Host) -> list[Change]:
-    """The VMs of a host that is gone for ever end with it, and so do their operations."""
-    found: list[Change] = []
-    for vm in fleet.vms.values():
-        if vm.host != host.id or vm.deleted_at is not None:
-            continue
-        if vm.active is not None:
-            end = Finish("stuck", "host-lost", f"{host.name} was given up as lost")
-            found += vms.close_operation(vm, vm.operations[vm.active], end)
-        found.append(change(stream("vm", vm.id), vms.VmDeleted()))
-    return found
-
-
 def _on_host(host: Host, wanted: msgspec.Struct) -> list[hosts.HostEvent]:
     match wanted:
         case CordonChange(reason=reason):
@@ -325,7 +380,7 @@ def _arguments(verb: HostVerb, arguments: dict[str, Any]) -> msgspec.Struct:
     try:
         return msgspec.convert(arguments, ARGUMENTS[verb])
     except msgspec.ValidationError as error:
-        raise Rejected("bad-request", str(error)) from error
+        raise bad_value(str(error)) from error
 
 
 def _stands_on(vm: vms.Vm, digest: str) -> bool:
@@ -336,7 +391,7 @@ def _check_name(name: str) -> None:
     try:
         msgspec.convert(name, Name)
     except msgspec.ValidationError as error:
-        raise Rejected("bad-name", f"{name!r} is not a name: 1 to 63 of a-z, 0-9 and -") from error
+        raise Rejected("bad-name", f"{name!r} is not a name: {NAME_RULE}") from error
 
 
 def _hash(secret: str) -> str:

@@ -5,13 +5,11 @@ on. Must not decide what a step means, nor take silence for an answer.
 """
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 
 import structlog
 
-from vmorch.bus.bus import Bus, BusError
-from vmorch.bus.keys import verifier
+from vmorch.bus.bus import Bus
 from vmorch.core.aggregates.host import Host
 from vmorch.core.aggregates.vm import (
     Operation,
@@ -21,36 +19,25 @@ from vmorch.core.aggregates.vm import (
     VmEvent,
     close_operation,
 )
-from vmorch.core.codec import Fact, unpack_host_command
+from vmorch.core.codec import Fact
 from vmorch.core.errors import Rejected
-from vmorch.core.ids import CommandId, OperationId, VmId, split_stream, stream
-from vmorch.core.operation import Change, Finish, Send, Step, Withdraw, change, next_action
+from vmorch.core.ids import OperationId, VmId, split_stream, stream
+from vmorch.core.operation import Change, Finish, Look, Send, Settle, Withdraw, change, next_action
+from vmorch.engine.looking import Decide, Looking, judged, woken
+from vmorch.engine.orders import ASK_AGAIN, FINAL_REFUSALS, GRACE, RETRY, Orders
 from vmorch.engine.recorder import Recorder
-from vmorch.engine.reports import order_id
+from vmorch.engine.reports import OrderRef, order_id
 from vmorch.log.errors import LogError
-from vmorch.wire import subjects
-from vmorch.wire.envelopes import Forged, Order, Receipt, Signer, Withdrawal, seal, unseal
+from vmorch.wire.envelopes import Receipt, Signer
 
 logger = structlog.get_logger()
-
-RECEIPT = 5.0
-"""Seconds to wait for an agent's receipt; it only journals before it gives one."""
-ASK_AGAIN = 10.0
-"""Seconds after which an accepted order is sent again; the agent then repeats an answer that got lost."""
-RETRY = 0.5
-"""Seconds between tries while host, bus or log are away."""
-GRACE = 15.0
-"""Seconds beyond a step's own deadline: the agent gives up by itself first and says so."""
 
 WITHDRAWAL = 30.0
 """Seconds that an agent has to say what became of an order that was withdrawn."""
 
-FINAL_REFUSALS = frozenset({"stale-epoch", "stale-incarnation", "identity-changed", "unknown-command"})
-"""Receipts that trying again cannot change."""
-
-
-Decide = Callable[[Vm, Operation], tuple[Change, ...]]
-"""What to append for an operation as it is now."""
+JUDGE_AFTER = 20.0
+"""Seconds that the host of a judged step may be unreachable until its answer is waited for no longer: what became of
+the step is seen at its two ends anyway."""
 
 
 class Operations:
@@ -59,10 +46,8 @@ class Operations:
     def __init__(self, recorder: Recorder, bus: Bus, cluster: str, signer: Signer, incarnation: str) -> None:
         self.recorder = recorder
         self.world = recorder.world
-        self.bus = bus
-        self.cluster = cluster
-        self.signer = signer
-        self.incarnation = incarnation
+        self.orders = Orders(bus, cluster, signer, incarnation)
+        self.looking = Looking(recorder, self.orders)
         self._tasks: dict[OperationId, asyncio.Task[None]] = {}
         self._new: asyncio.Queue[tuple[VmId, OperationId]] = asyncio.Queue()
 
@@ -94,6 +79,7 @@ class Operations:
 
     def _over(self, vm: VmId, operation: OperationId, task: asyncio.Task[None]) -> None:
         self._tasks.pop(operation, None)
+        self.looking.forget(operation)
         if not task.cancelled() and task.exception() is not None:
             logger.error("operation runner failed, it begins anew", operation=operation, exc_info=task.exception())
             asyncio.get_running_loop().call_later(RETRY, self._new.put_nowait, (vm, operation))
@@ -112,6 +98,10 @@ class Operations:
                         await self._step(vm, operation, index, undo=undo, withdraw=False)
                     case Withdraw(index=index):
                         await self._step(vm, operation, index, undo=False, withdraw=True)
+                    case Look() as look:
+                        await self.looking.look(vm, operation, look, partial(self._record, vm_id, operation))
+                    case Settle() as verdict:
+                        await self._record(vm_id, operation, partial(judged, verdict))
             except LogError as error:
                 logger.warning("log away, operation waits", operation=operation_id, why=str(error))
                 await self.recorder.clock.sleep(RETRY)
@@ -124,6 +114,7 @@ class Operations:
         clock = self.recorder.clock
         ends = clock.monotonic() + (min(step.deadline, WITHDRAWAL) if withdraw else step.deadline) + GRACE
         trouble = "no answer"
+        gone_since: float | None = None
         with self.world.watch(stream("vm", vm.id), stream("host", step.host)) as moved:
             while True:
                 moved.clear()
@@ -138,8 +129,19 @@ class Operations:
                 wait = RETRY
                 if host.session is None or host.agent != "connected":
                     trouble, wait = f"{host.name} is unreachable", left
+                    if step.judged and not undo:
+                        gone_since = clock.monotonic() if gone_since is None else gone_since
+                        wait = gone_since + JUDGE_AFTER - clock.monotonic()
+                        if wait <= 0:
+                            await self._time_out(vm.id, operation, index, trouble)
+                            return
                 else:
-                    receipt = await self._send(host, vm, step, id, left, undo=undo, withdraw=withdraw)
+                    gone_since = None
+                    packed = step.undo if undo else step.command
+                    assert packed is not None
+                    give = self.orders.withdraw if withdraw else self.orders.send
+                    receipt = await give(host, vm, packed, id, left)
+                    await self._tune(host, vm, operation, index, left)
                     if isinstance(receipt, str):
                         trouble = receipt
                     elif receipt.accepted:
@@ -149,41 +151,14 @@ class Operations:
                         return
                     else:
                         trouble = f"{host.name}: {receipt.code} {receipt.message}".strip()
-                await _wait(moved, min(wait, left))
+                await woken(moved, min(wait, left))
 
-    async def _send(
-        self, host: Host, vm: Vm, step: Step, id: CommandId, left: float, *, undo: bool, withdraw: bool
-    ) -> Receipt | str:
-        assert host.session is not None
-        packed = step.undo if undo else step.command
-        assert packed is not None
-        if withdraw:
-            body: Order | Withdrawal = Withdrawal(
-                id=id,
-                host=host.id,
-                session=host.session,
-                incarnation=self.incarnation,
-                lane=unpack_host_command(packed).lane,
-                vm=vm.id,
-            )
-        else:
-            body = Order(
-                id=id,
-                host=host.id,
-                session=host.session,
-                incarnation=self.incarnation,
-                epoch=vm.epoch,
-                deadline=max(1.0, left - GRACE),
-                command=packed,
-            )
-        try:
-            data = await self.bus.request(
-                subjects.command(self.cluster, host.id), seal(body, self.signer), timeout=min(RECEIPT, left)
-            )
-            receipt: Receipt = unseal(data, Receipt, verifier(host.key))
-            return receipt
-        except (BusError, Forged) as error:
-            return f"{host.name}: {error}"
+    async def _tune(self, host: Host, vm: Vm, operation: Operation, index: int, left: float) -> None:
+        """Pass on what was asked for while the step is under way; it is asked again until it is answered."""
+        progress = operation.progress
+        for number in range(progress.tuned, len(progress.tunings)):
+            id = OrderRef(operation.id, index, "tune", number).id
+            await self.orders.send(host, vm, progress.tunings[number], id, left)
 
     async def _time_out(self, vm: VmId, operation: Operation, index: int, trouble: str) -> None:
         label = operation.steps[index].label
@@ -227,11 +202,3 @@ class Operations:
 
 def _close(end: Finish, vm: Vm, operation: Operation) -> tuple[Change, ...]:
     return close_operation(vm, operation, end)
-
-
-async def _wait(moved: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await moved.wait()
-    except TimeoutError:
-        return

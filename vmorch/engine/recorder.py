@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from vmorch.core.aggregates.vm import OperationEvent
 from vmorch.core.codec import Fact, decode, encode, unpack_event
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import names_touched
 from vmorch.core.ids import OperationId, Position, RequestId, SessionId, Stream, split_stream
 from vmorch.core.messages import Event, Meta
 from vmorch.core.operation import Change
-from vmorch.core.records import Append, NewEvent, StreamAppend
+from vmorch.core.records import Append, StreamAppend
 from vmorch.engine.caller import Caller
 from vmorch.engine.effects import Clock
 from vmorch.engine.world import World
@@ -26,6 +27,9 @@ ATTEMPTS = 100
 """How often a decision is made anew because somebody else appended first."""
 
 T = TypeVar("T")
+
+Said = dict[Stream, list[tuple[Event, Meta]]]
+"""What is appended to each stream, and what is to be known beside it."""
 
 
 def fingerprint(actor: str, verb: str, subject: str, body: Any) -> str:
@@ -51,8 +55,9 @@ class Recorder:
         session: SessionId | None = None,
         traceparent: str | None = None,
         fingerprint: str | None = None,
+        correlation: str | None = None,
     ) -> Meta:
-        """Meta of events that happen now."""
+        """Meta of events that happen now. `correlation` names a larger undertaking than the operation or request."""
         return Meta(
             actor=actor,
             occurred_at=self.clock.now(),
@@ -60,13 +65,20 @@ class Recorder:
             request=request,
             operation=operation,
             causation=causation,
-            correlation=operation or request,
+            correlation=correlation or operation or request,
             session=session,
             traceparent=traceparent,
             fingerprint=fingerprint,
         )
 
-    def meta_of(self, caller: Caller, *, operation: OperationId | None = None, print: str | None = None) -> Meta:
+    def meta_of(
+        self,
+        caller: Caller,
+        *,
+        operation: OperationId | None = None,
+        print: str | None = None,
+        correlation: str | None = None,
+    ) -> Meta:
         """Meta of events that a caller's request causes."""
         return self.meta(
             actor=caller.actor,
@@ -75,6 +87,7 @@ class Recorder:
             operation=operation,
             traceparent=caller.traceparent,
             fingerprint=print,
+            correlation=correlation,
         )
 
     async def repeated(self, caller: Caller, print: str) -> list[Fact] | None:
@@ -101,7 +114,7 @@ class Recorder:
             for change in chosen:
                 if change.stream in self.world.poisoned:
                     raise Rejected("internal-error", f"{change.stream} holds an unreadable event")
-            append, events = self._append(chosen, about, claim)
+            append, events = self._append(chosen, about, claim=claim)
             try:
                 appended = await self.world.log.append(append)
             except VersionConflict:
@@ -115,24 +128,38 @@ class Recorder:
             if appended.repeated:
                 assert about.request is not None
                 return await self._recall(about.request, about.fingerprint or "") or [], decided
-            facts = _facts(append, events, appended, about)
+            facts = _facts(append, events, appended)
             self.world.take_own(facts)
             await self.world.reach(appended.last)
             return facts, decided
         raise Rejected("version-conflict", f"others were faster {ATTEMPTS} times in a row")
 
-    def _append(self, changes: tuple[Change, ...], meta: Meta, claim: bool) -> tuple[Append, dict[Stream, list[Event]]]:
+    def _append(self, changes: tuple[Change, ...], meta: Meta, *, claim: bool) -> tuple[Append, Said]:
         fleet = self.world.fleet
-        events: dict[Stream, list[Event]] = {}
+        said: Said = {}
         for each in changes:
-            events.setdefault(each.stream, []).append(unpack_event(each.event))
+            event = unpack_event(each.event)
+            said.setdefault(each.stream, []).append((event, self._about(each.stream, event, meta)))
         claims, releases = names_touched(fleet, changes)
         streams = tuple(
-            StreamAppend(stream=stream, expected=fleet.version(stream), events=tuple(_encoded(found, meta)))
-            for stream, found in events.items()
+            StreamAppend(
+                stream=stream,
+                expected=fleet.version(stream),
+                events=tuple(encode(event, about) for event, about in found),
+            )
+            for stream, found in said.items()
         )
         request = meta.request if claim else None
-        return Append(streams=streams, claims=claims, releases=releases, request=request), events
+        return Append(streams=streams, claims=claims, releases=releases, request=request), said
+
+    def _about(self, at: Stream, event: Event, meta: Meta) -> Meta:
+        """What belongs to a maintenance, or to an operation of a drain, says so, whoever told of it."""
+        kind, id = split_stream(at)
+        if kind == "maintenance":
+            return meta if meta.correlation else msgspec.structs.replace(meta, correlation=id)
+        operation = event.operation if isinstance(event, OperationEvent) else meta.operation
+        cause = None if operation is None else self.world.fleet.cause(operation)
+        return meta if cause is None else msgspec.structs.replace(meta, operation=operation, correlation=cause)
 
     async def _recall(self, request: RequestId, print: str) -> list[Fact] | None:
         span = await self.world.log.request(request)
@@ -151,15 +178,11 @@ def subject_of(facts: list[Fact], kind: str) -> str:
     return next(split_stream(fact.stream)[1] for fact in facts if split_stream(fact.stream)[0] == kind)
 
 
-def _encoded(events: list[Event], meta: Meta) -> Iterable[NewEvent]:
-    return (encode(event, meta) for event in events)
-
-
-def _facts(append: Append, events: dict[Stream, list[Event]], appended: Appended, meta: Meta) -> list[Fact]:
+def _facts(append: Append, said: Said, appended: Appended) -> list[Fact]:
     facts: list[Fact] = []
     position = appended.first
     for each in append.streams:
-        for offset, event in enumerate(events[each.stream], start=1):
+        for offset, (event, meta) in enumerate(said[each.stream], start=1):
             facts.append(
                 Fact(
                     position=position,

@@ -6,11 +6,14 @@ about a host that the host's own key did not sign, nor about VMs that do not sta
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Literal
 
 import structlog
+from msgspec import Struct
 
 from vmorch.bus.keys import verifier
 from vmorch.core.aggregates.host import Host, HostReachable, SessionStarted, UnmanagedSeen
+from vmorch.core.aggregates.passage import EndSeen, TuningAnswered
 from vmorch.core.aggregates.vm import (
     Drift,
     Operation,
@@ -26,6 +29,7 @@ from vmorch.core.fleet import Fleet
 from vmorch.core.hostcommands import Done, Failed, Observed
 from vmorch.core.ids import CommandId, HostId, OperationId, Position, VmId, stream
 from vmorch.core.operation import Change, change
+from vmorch.core.planning import errands
 from vmorch.engine.recorder import Recorder
 from vmorch.log.errors import LogError
 from vmorch.wire import subjects
@@ -52,17 +56,37 @@ RENEWAL = 600.0
 
 
 
+Purpose = Literal["do", "undo", "look", "tune"]
+
+
+class OrderRef(Struct, frozen=True):
+    """What an order is for: a step (or its undo) in its n-th attempt, the n-th look after it, its n-th tuning."""
+
+    operation: OperationId
+    index: int
+    purpose: Purpose
+    number: int
+
+    @property
+    def id(self) -> CommandId:
+        """The order's id: always the same for the same purpose."""
+        return CommandId(f"{self.operation}.{self.index}.{self.purpose}.{self.number}")
+
+
 def order_id(operation: OperationId, index: int, *, undo: bool, attempt: int) -> CommandId:
     """The id of the order that a step is sent as; the same step and attempt always give the same id."""
-    return CommandId(f"{operation}.{index}.{'undo' if undo else 'do'}.{attempt}")
+    return OrderRef(operation, index, "undo" if undo else "do", attempt).id
 
 
-def parse_order_id(id: CommandId) -> tuple[OperationId, int, bool, int] | None:
-    """Operation, step, undo and attempt of an order id; None if it is not one."""
+def parse_order_id(id: CommandId) -> OrderRef | None:
+    """What an order was for; None if the id is not one of ours."""
     parts = id.split(".")
-    if len(parts) != 4 or parts[2] not in ("do", "undo") or not (parts[1] + parts[3]).isdecimal():
+    if len(parts) != 4 or not (parts[1].isdecimal() and parts[3].isdecimal()):
         return None
-    return OperationId(parts[0]), int(parts[1]), parts[2] == "undo", int(parts[3])
+    match parts[2]:
+        case "do" | "undo" | "look" | "tune" as purpose:
+            return OrderRef(OperationId(parts[0]), int(parts[1]), purpose, int(parts[3]))
+    return None
 
 
 def changes_of(fleet: Fleet, host: Host, report: Report) -> list[Change]:
@@ -108,7 +132,7 @@ def _hello(seen: Sightings, host: Host, report: Report, hello: Hello) -> list[Ch
         found.append(change(at, SessionStarted(session=report.session, facts=hello.facts, number=hello.number)))
     elif host.agent != "connected":
         found.append(change(at, HostReachable(session=report.session)))
-    strays = [f"vm/{id}" for id in hello.domains if not _stands_on(seen.vm(id), host)]
+    strays = [f"vm/{id}" for id, there in hello.domains.items() if not _accounted_for(seen.vm(id), host, there)]
     found += _unmanaged(host, (*hello.unmanaged, *strays))
     gone = Observed(power="absent", reason="not on its host")
     for vm in list(seen.fleet.vms.values()):
@@ -122,22 +146,69 @@ def _stands_on(vm: Vm | None, host: Host) -> bool:
     return vm is not None and vm.host == host.id and vm.deleted_at is None
 
 
+def _accounted_for(vm: Vm | None, host: Host, there: Observed) -> bool:
+    """Whether a domain on the host is known to be there: its own, on its way, or left behind and halted."""
+    if vm is None or _stands_on(vm, host):
+        return vm is not None
+    on_its_way = vm.active is not None or vm.frozen is not None
+    return host.id in vm.traces and (on_its_way or there.power != "running")
+
+
 def _answered(seen: Sightings, host: Host, item: Answered) -> list[Change]:
-    parsed = parse_order_id(item.id)
-    place = None if parsed is None else seen.fleet.operation(parsed[0])
-    if parsed is None or place is None:
-        return []
-    id, index, undo, attempt = parsed
+    ref = parse_order_id(item.id)
+    place = None if ref is None else seen.fleet.operation(ref.operation)
+    if ref is None or place is None:
+        return errands.answered(seen.fleet, host.id, item.id, item.answer)
     vm = seen.vm(place[0].id)
-    operation = None if vm is None else vm.operations.get(id)
-    if vm is None or operation is None:
+    operation = None if vm is None else vm.operations.get(ref.operation)
+    if vm is None or operation is None or ref.index >= len(operation.steps):
         return []
+    match ref.purpose:
+        case "look":
+            return _looked(seen, host, vm, operation, ref, item)
+        case "tune":
+            return _tuned(seen, vm, operation, ref, item)
+        case _:
+            return _step_answered(seen, host, vm, operation, ref, item)
+
+
+def _looked(
+    seen: Sightings, host: Host, vm: Vm, operation: Operation, ref: OrderRef, item: Answered
+) -> list[Change]:
+    ends = operation.steps[ref.index].judged
+    progress = operation.progress
+    known = progress.sights.get(host.id)
+    awaited = operation.outcome is None and bool(progress.over) and ref.index == progress.done
+    if not awaited or ends is None or host.id not in ends or (known is not None and known.round >= ref.number):
+        return []
+    blind = Observed(power="unknown", reason=item.answer.code if isinstance(item.answer, Failed) else "")
+    observed = item.answer.observed or blind
+    end = EndSeen(operation=operation.id, index=ref.index, round=ref.number, host=host.id, observed=observed)
+    return [seen.add(vm, end)]
+
+
+def _tuned(seen: Sightings, vm: Vm, operation: Operation, ref: OrderRef, item: Answered) -> list[Change]:
+    progress = operation.progress
+    if operation.outcome is not None or ref.index != progress.done or ref.number < progress.tuned:
+        return []
+    code, message = (item.answer.code, item.answer.message) if isinstance(item.answer, Failed) else ("", "")
+    answered = TuningAnswered(
+        operation=operation.id, index=ref.index, number=ref.number, code=code, message=message
+    )
+    return [seen.add(vm, answered)]
+
+
+def _step_answered(
+    seen: Sightings, host: Host, vm: Vm, operation: Operation, ref: OrderRef, item: Answered
+) -> list[Change]:
+    id, index, undo, attempt = operation.id, ref.index, ref.purpose == "undo", ref.number
     if not _awaited(operation, host, index, undo=undo, attempt=attempt):
         return _late(seen, host, vm, operation, index, item)
-    label = operation.steps[index].label
+    step = operation.steps[index]
+    label = step.label
     match item.answer:
-        case Done(observed=observed, already=already):
-            event: StepDone | StepFailed = StepDone(
+        case Done(observed=observed, already=already, pause=pause):
+            event: VmEvent = StepDone(
                 operation=id,
                 index=index,
                 step=label,
@@ -145,8 +216,11 @@ def _answered(seen: Sightings, host: Host, item: Answered) -> list[Change]:
                 attempt=attempt,
                 already=already,
                 observed=observed,
+                pause=pause,
             )
-        case Failed(code=code, message=message, observed=observed):
+            then = step.then if not undo and step.judged is None else ()
+            return [seen.add(vm, event), *then]
+        case Failed(code=code, message=message, observed=observed, blockers=blockers):
             event = StepFailed(
                 operation=id,
                 index=index,
@@ -156,8 +230,9 @@ def _answered(seen: Sightings, host: Host, item: Answered) -> list[Change]:
                 code=code,
                 message=message,
                 observed=observed,
+                blockers=blockers,
             )
-    return [seen.add(vm, event)]
+            return [seen.add(vm, event)]
 
 
 def _late(
@@ -174,7 +249,7 @@ def _late(
 def _awaited(operation: Operation, host: Host, index: int, *, undo: bool, attempt: int) -> bool:
     """Whether this answer is the one that the operation waits for."""
     progress = operation.progress
-    if operation.outcome is not None or index >= len(operation.steps):
+    if operation.outcome is not None or progress.over:
         return False
     if operation.steps[index].host != host.id or attempt != progress.attempt:
         return False

@@ -5,7 +5,7 @@ them; both go through the same door in position order.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import contextmanager
 
 import structlog
@@ -86,7 +86,7 @@ class World:
             if at >= position:
                 return
 
-    async def changes(self) -> AsyncIterator[Position]:
+    async def changes(self) -> AsyncGenerator[Position, None]:
         """The position now, then again whenever it has moved."""
         event = asyncio.Event()
         self._moved.add(event)

@@ -16,3 +16,4 @@ class Filters(Struct, frozen=True, kw_only=True):
     verb: str | None = None
     actor: str | None = None
     active: bool | None = None
+    started: bool | None = None

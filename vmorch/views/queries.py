@@ -1,8 +1,9 @@
 """Questions to the read models. Documents come back as the JSON text they were written as, undecoded."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from typing import TypeVar
 
 from msgspec import Struct
 from sqlalchemy import Select, select, tuple_
@@ -14,6 +15,11 @@ from vmorch.log.errors import LogUnavailable
 from vmorch.views.filters import Filters
 from vmorch.views.projector import ProjectionStatus, Projector, Rebuilt
 from vmorch.views.tables import TABLES, Model
+
+T = TypeVar("T")
+
+ANSWER_WITHIN = 15.0
+"""Seconds until a silent server counts as away: any list takes far less, and callers wait a minute at most."""
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -32,28 +38,43 @@ class ReadModels:
         self.projector = projector
 
     async def rows(self, model: Model, filters: Filters, limit: int, after: str | None = None) -> Page:
-        """At most `limit` documents: VMs and the like by name, operations newest first.
+        """At most `limit` documents: VMs and the like by name, operations and drains newest first.
 
         `after` is NAME/ID of the last document of the page before. Raises LogUnavailable.
         """
         position, time = self.projector.position, self.projector.recorded_at
-        async with self._connection() as connection:
-            found = (await connection.execute(_query(model, filters, limit, after))).all()
-        docs = [str(row.doc).encode() for row in found]
-        return Page(position=position, time=time, docs=docs)
+        query = _query(model, filters, limit, after)
+
+        async def read(connection: AsyncConnection) -> list[bytes]:
+            return [str(row.doc).encode() for row in (await connection.execute(query)).all()]
+
+        return Page(position=position, time=time, docs=await self._ask(read))
 
     async def row(self, model: Model, id: str) -> bytes | None:
-        """The document with this id."""
+        """The document with this id. Raises LogUnavailable."""
         table = TABLES[model]
-        async with self._connection() as connection:
-            doc = await connection.scalar(select(table.c.doc).where(table.c.id == id))
-        return None if doc is None else str(doc).encode()
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[AsyncConnection]:
+        async def read(connection: AsyncConnection) -> bytes | None:
+            doc = await connection.scalar(select(table.c.doc).where(table.c.id == id))
+            return None if doc is None else str(doc).encode()
+
+        return await self._ask(read)
+
+    async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
+        asking = asyncio.create_task(self._answer(question))
+        try:
+            # a query that is cancelled waits for the server to confirm that, so a hanging one is not waited for at all
+            await asyncio.wait([asking], timeout=ANSWER_WITHIN)
+            if not asking.done():
+                raise LogUnavailable(f"no answer within {ANSWER_WITHIN:g} seconds")
+            return asking.result()
+        finally:
+            asking.cancel()
+
+    async def _answer(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         try:
             async with self.engine.connect() as connection:
-                yield connection
+                return await question(connection)
         except (OperationalError, InterfaceError) as error:
             raise LogUnavailable(str(error.orig)) from error
 
@@ -74,7 +95,7 @@ def _query(model: Model, filters: Filters, limit: int, after: str | None) -> Sel
     table = TABLES[model]
     columns = table.c
     query = select(columns.doc).limit(limit)
-    if model == "operations":
+    if model in ("operations", "drains"):
         query = query.order_by(columns.id.desc())
         if after is not None:
             query = query.where(columns.id < after.rpartition("/")[2])
@@ -83,7 +104,7 @@ def _query(model: Model, filters: Filters, limit: int, after: str | None) -> Sel
         if after is not None:
             name, _, id = after.rpartition("/")
             query = query.where(tuple_(columns.name, columns.id) > tuple_(name, id))
-    for field in ("host", "state", "verb", "actor", "active"):
+    for field in ("host", "state", "verb", "actor", "active", "started"):
         wanted = getattr(filters, field)
         if wanted is not None and field in columns:
             query = query.where(columns[field] == wanted)

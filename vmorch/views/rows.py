@@ -8,13 +8,16 @@ from typing import Any
 
 import msgspec
 
+from vmorch.core.aggregates.drain import DrainEvent
 from vmorch.core.aggregates.host import HostEvent
 from vmorch.core.aggregates.image import ImageEvent
+from vmorch.core.aggregates.maintenance import MaintenanceEvent
 from vmorch.core.aggregates.token import TokenEvent
 from vmorch.core.aggregates.vm import OperationEvent, OperationStarted, VmEvent
 from vmorch.core.codec import Fact
+from vmorch.core.drain_resources import drain_resource
 from vmorch.core.fleet import Fleet
-from vmorch.core.ids import HostId, ImageId, OperationId, VmId, split_stream
+from vmorch.core.ids import DrainId, HostId, ImageId, OperationId, VmId, split_stream
 from vmorch.core.operations.rename import VmRenamed
 from vmorch.core.resources import (
     host_resource,
@@ -53,6 +56,11 @@ class Rows:
                 self._host(HostId(id))
             case ImageEvent():
                 self._image(ImageId(id))
+            case DrainEvent():
+                self._drain(DrainId(id))
+            case MaintenanceEvent():
+                hosts = self.fleet.maintenances[id].hosts if id in self.fleet.maintenances else ()
+                self._dirty |= {("hosts", host) for host in hosts if host in self.fleet.hosts}
             case TokenEvent():
                 self._dirty.add(("tokens", id))
             case _:
@@ -83,6 +91,18 @@ class Rows:
             return
         key: Key = ("operations", id)
         if found[1].outcome is None:
+            self._dirty.add(key)
+        else:
+            self._dirty.discard(key)
+            self._finished[key] = self._row(*key)
+
+    def _drain(self, id: DrainId) -> None:
+        """The fleet forgets the drains that were over first; hosts are shown as draining while one is under way."""
+        drain = self.fleet.drains[id]
+        assert drain.plan is not None
+        self._dirty |= {("hosts", host) for host in drain.plan.hosts if host in self.fleet.hosts}
+        key: Key = ("drains", id)
+        if drain.ended_at is None:
             self._dirty.add(key)
         else:
             self._dirty.discard(key)
@@ -137,6 +157,17 @@ class Rows:
             case "tokens":
                 token = token_resource(fleet.tokens[id])
                 return _made(id, token, name=token.name, state="revoked" if token.revoked else "active")
+            case "drains":
+                drain = fleet.drains[DrainId(id)]
+                shown = drain_resource(fleet, drain)
+                return _made(
+                    id,
+                    shown,
+                    state=shown.state,
+                    actor=shown.actor,
+                    started=drain.started_at is not None,
+                    active=drain.running,
+                )
             case "operations":
                 found = fleet.operation(OperationId(id))
                 assert found is not None

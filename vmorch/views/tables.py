@@ -8,7 +8,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 metadata = MetaData(schema="views")
 
 
-Model = Literal["vms", "hosts", "images", "operations", "tokens"]
+Model = Literal["vms", "hosts", "images", "operations", "tokens", "drains"]
 
 
 def _table(name: Model, *columns: Column[object]) -> Table:
@@ -31,4 +31,11 @@ TABLES: dict[Model, Table] = {
         Column("active", Boolean),
     ),
     "tokens": _table("tokens", Column("name", Text), Column("state", Text)),
+    "drains": _table(
+        "drains",
+        Column("state", Text),
+        Column("actor", Text),
+        Column("started", Boolean),
+        Column("active", Boolean),
+    ),
 }

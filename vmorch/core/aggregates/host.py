@@ -4,13 +4,21 @@ Reservations are the only accounting of capacity; what a VM may fill is promised
 Must not choose a host (that is placement) and must not believe silence: a lost agent is `unreachable`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from vmorch.core.aggregates.certificate import (
+    MAX_CERTIFICATES,
+    Certificate,
+    Hex,
+    Revocation,
+    names_for,
+    revoke,
+)
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import GiB, HostId, MiB, SessionId, VmId
 from vmorch.core.messages import Event, message
@@ -99,6 +107,11 @@ class Host(Struct, frozen=True, kw_only=True):
     invitation_expires: datetime | None = None
     enrolled_by: str | None = None
     retired: bool = False
+    certificates: tuple[Certificate, ...] = ()
+    """Those in force when the last one was issued, oldest first."""
+    certified_names: tuple[str, ...] = ()
+    """All names that its certificates carried since it enrolled; no other host's certificate carries one of them."""
+    revocations: tuple[Revocation, ...] = ()
 
     @property
     def encrypts(self) -> bool:
@@ -182,6 +195,7 @@ class HostEnrolled(HostEvent, frozen=True, kw_only=True):
             enrolled_by=host.invitation,
             invitation=None,
             invitation_expires=None,
+            **_uncertified(host, at),
         )
 
 
@@ -303,7 +317,41 @@ class HostRetired(HostEvent, frozen=True, kw_only=True):
     """The host is no longer part of the cluster; its key is not accepted any more."""
 
     def apply(self, host: Host, at: datetime) -> Host:
-        return replace(host, retired=True, agent="unreachable", since=at, session=None, key="")
+        return replace(
+            host, retired=True, agent="unreachable", since=at, session=None, key="", **_uncertified(host, at)
+        )
+
+
+def _uncertified(host: Host, at: datetime) -> dict[str, Any]:
+    """What becomes of the certificates of a host that leaves or begins anew."""
+    kept = tuple(each for each in host.revocations if each.expires > at)
+    return {
+        "certificates": (),
+        "certified_names": (),
+        "revocations": (*kept, *revoke(host.certificates, at)),
+    }
+
+
+@message("host.certified")
+class HostCertified(HostEvent, frozen=True, kw_only=True):
+    """The cluster's authority signed a certificate for the host. `fingerprint` is the SHA-256 of the certificate, `key`
+    that of its public key; the private key never left the host."""
+
+    names: tuple[str, ...]
+    expires: datetime
+    fingerprint: Hex
+    serial: Hex
+    key: Hex
+
+    def apply(self, host: Host, at: datetime) -> Host:
+        issued = Certificate(
+            serial=self.serial, fingerprint=self.fingerprint, key=self.key, names=self.names, expires=self.expires
+        )
+        return replace(
+            host,
+            certificates=(*(each for each in host.certificates if each.expires > at), issued),
+            certified_names=tuple(sorted({*host.certified_names, *self.names})),
+        )
 
 
 def cordon(host: Host, reason: str) -> list[HostEvent]:
@@ -337,6 +385,41 @@ def enrol(host: Host, token_hash: str, key: str, machine_id: str, now: datetime)
             "token-expired", "this enrolment token has expired", hint=f"vmorch host enroll {host.name}"
         )
     return [HostEnrolled(key=key, machine_id=machine_id)]
+
+
+def may_certify(host: Host, key: str, asked: Iterable[str], others: Iterable[Host], now: datetime) -> tuple[str, ...]:
+    """The names of the certificate that a host gets for this public key when it asks for those names.
+
+    Raises Rejected `no-such-host`, `key-reused`, `too-many-certificates` or `foreign-name`.
+    """
+    if host.retired or not host.key:
+        raise Rejected("no-such-host", f"{host.name} is not part of the cluster")
+    if any(each.key == key for each in host.certificates):
+        # an agent makes a new key each time, so this is a request that somebody heard and sent again
+        raise Rejected("key-reused", "this key has a certificate already; make a new one")
+    if sum(each.expires > now for each in host.certificates) >= MAX_CERTIFICATES:
+        raise Rejected(
+            "too-many-certificates",
+            f"{host.name} has {MAX_CERTIFICATES} certificates in force",
+            hint=f"vmorch host enroll {host.name} revokes them",
+        )
+    taken = [name for each in others if each.id != host.id and not each.retired for name in _names(each)]
+    return names_for(host.name, asked, taken)
+
+
+def certified(issued: Certificate) -> HostCertified:
+    """That this certificate was signed."""
+    return HostCertified(
+        serial=issued.serial,
+        fingerprint=issued.fingerprint,
+        key=issued.key,
+        names=issued.names,
+        expires=issued.expires,
+    )
+
+
+def _names(host: Host) -> tuple[str, ...]:
+    return (host.name, *host.certified_names)
 
 
 def retire(host: Host, *, lost: bool) -> list[HostEvent]:

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from vmorch.core.aggregates.vm import Frozen, Operation, OperationEvent, Vm, VmEvent, see
 from vmorch.core.codec import Packed, pack
-from vmorch.core.hostcommands import Observed, TuneMigration
+from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import MigrateDomain, Observed, TuneMigration
 from vmorch.core.ids import HostId
 from vmorch.core.messages import message
 from vmorch.core.migration import Verdict
@@ -144,6 +145,18 @@ class OperationTuned(OperationEvent, frozen=True, kw_only=True):
         progress = operation.progress
         packed: Packed = pack(self.tuning)
         return replace(operation, progress=replace(progress, tunings=(*progress.tunings, packed)))
+
+
+def tune(vm: Vm, operation: Operation, tuning: TuneMigration) -> list[VmEvent]:
+    """Give the passage under way other limits. Raises Rejected `already-over`, `bad-spec`."""
+    progress = operation.progress
+    moving = operation.outcome is None and progress.done < len(operation.steps) and progress.failed is None
+    step = operation.steps[progress.done] if moving else None
+    if step is None or step.command.kind != MigrateDomain.kind or progress.over:
+        raise Rejected("already-over", f"operation {operation.id} does not carry a guest now")
+    if tuning.bandwidth is None and tuning.max_downtime is None and not tuning.postcopy:
+        raise Rejected("bad-spec", "nothing was asked to change")
+    return [OperationTuned(operation=operation.id, index=progress.done, tuning=tuning)]
 
 
 @message("vm.tuning-answered")

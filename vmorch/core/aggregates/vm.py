@@ -53,6 +53,8 @@ class Operation(Struct, frozen=True, kw_only=True):
     code: str = ""
     message: str = ""
     ended_at: datetime | None = None
+    pause: float | None = None
+    """Seconds that the guest stood still while it was carried to another host."""
 
 
 class Drift(Struct, frozen=True, kw_only=True):
@@ -110,7 +112,8 @@ class Vm(Struct, frozen=True, kw_only=True):
         found: dict[str, tuple[int, int]] = {}
         if self.live_vcpus and self.live_vcpus != self.spec.vcpus:
             found["vcpus"] = (self.live_vcpus, self.spec.vcpus)
-        if self.live_memory and self.live_memory != self.spec.memory:
+        # what is too much a running guest gives back; only what is beyond its maximum has to wait
+        if self.live_memory and self.live_memory < self.spec.memory:
             found["memory"] = (self.live_memory, self.spec.memory)
         return found
 
@@ -234,8 +237,12 @@ class StepDone(OperationEvent, frozen=True, kw_only=True):
     attempt: int = 1
     already: bool = False
     observed: Observed | None = None
+    pause: float | None = None
+    """Seconds that the guest stood still on its way."""
 
     def advance(self, operation: Operation, at: datetime) -> Operation:
+        if self.pause is not None:
+            operation = replace(operation, pause=self.pause)
         if operation.steps[self.index].judged and not self.undo:
             return replace(operation, progress=step_over(operation.progress, self.index, None))
         return replace(operation, progress=step_done(operation.progress, self.index, undo=self.undo))

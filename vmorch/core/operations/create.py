@@ -29,6 +29,7 @@ from vmorch.core.spec import (
     NETWORK_PATTERN,
     DiskGiB,
     DiskSpec,
+    Eviction,
     ImagePin,
     Labels,
     MemoryMiB,
@@ -83,6 +84,7 @@ class CreateVm(Command, frozen=True, kw_only=True):
     ready: ReadySpec = ReadySpec()
     labels: Labels = {}  # noqa: RUF012  msgspec copies mutable defaults
     placing: Placing = Placing()
+    eviction: Eviction = "live"
     start: bool = True
 
 
@@ -133,6 +135,7 @@ def spec_of(command: CreateVm, vm: VmId, image: ImagePin) -> VmSpec:
         seed=SeedSpec(hostname=command.name, ssh_keys=command.ssh_keys, user_data=command.user_data),
         ready=command.ready,
         placing=command.placing,
+        eviction=command.eviction,
     )
 
 

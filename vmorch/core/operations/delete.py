@@ -1,4 +1,4 @@
-"""Delete a VM: its domain, its seed and, unless they shall stay, its disks; then its promise of capacity."""
+"""Delete a VM: its domain with what was kept for it, its disks unless they shall stay; then its promise of capacity."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ from msgspec import Meta
 
 from vmorch.core.aggregates.host import CapacityReleased, Host
 from vmorch.core.aggregates.vm import Vm, VmCommand, VmDeleted
-from vmorch.core.hostcommands import DeleteDisk, DeleteSeed, StopDomain, UndefineDomain
+from vmorch.core.hostcommands import DeleteDisk, StopDomain, UndefineDomain
 from vmorch.core.ids import stream
 from vmorch.core.messages import message
 from vmorch.core.operation import Plan, change, step
@@ -31,7 +31,6 @@ class DeleteVm(VmCommand, frozen=True, kw_only=True):
                 step(host.id, cut, commits=True),
                 step(host.id, UndefineDomain(vm=vm.id)),
                 *(step(host.id, DeleteDisk(vm=vm.id, disk=disk), deadline=120) for disk in disks),
-                step(host.id, DeleteSeed(vm=vm.id)),
             ),
             success=(
                 change(stream("vm", vm.id), VmDeleted(kept_disks=kept)),

@@ -33,8 +33,6 @@ class Admission(Struct, frozen=True, kw_only=True):
     changes: tuple[Change, ...]
     placement: Placement | None = None
     spec: VmSpec | None = None
-    reasons: Mapping[str, str] = {}
-    """Why the VM goes where it goes, by host, where it is moved."""
 
     @property
     def starts_operation(self) -> bool:
@@ -72,18 +70,17 @@ def admit_on_vm(fleet: Fleet, vm: Vm, command: VmCommand, *, operation: Operatio
     host = None if vm.host is None else fleet.hosts.get(vm.host)
     if host is None:
         raise Rejected("vm-gone", f"{vm.name} stands on no host")
-    reasons: Mapping[str, str] = {}
+    choice: list[Choice] = []
     match command:
         case MigrateVm():
-            choice: list[Choice] = []
             made = admit(vm, command, host, lambda: _migrate(fleet, vm, host, command, choice))
-            reasons = choice[0].reasons
         case ResolveVm():
             made = admit(vm, command, host, lambda: _resolve(fleet, vm, command))
         case _:
             made = admit(vm, command, host)
     changes = _open(fleet, vm.id, operation, made, command, who)
-    return Admission(vm=vm.id, plan=made, changes=changes, spec=vm.spec, reasons=reasons)
+    placement = choice[0].placement if choice else None
+    return Admission(vm=vm.id, plan=made, changes=changes, spec=vm.spec, placement=placement)
 
 
 def admit_settling(fleet: Fleet, vm: Vm, *, operation: OperationId) -> tuple[Change, ...]:
@@ -99,7 +96,7 @@ def admit_tidying(fleet: Fleet, vm: Vm, host: HostId, *, operation: OperationId)
 
 def _migrate(fleet: Fleet, vm: Vm, source: Host, command: MigrateVm, choice: list[Choice]) -> Plan:
     choice.append(choose(view_of(fleet), vm, command))
-    return migrate.plan(command, vm, source, choice[0].host, encrypted=choice[0].encrypted)
+    return migrate.plan(command, vm, source, choice[0].placement.host, encrypted=choice[0].encrypted)
 
 
 def _resolve(fleet: Fleet, vm: Vm, command: ResolveVm) -> Plan:

@@ -3,7 +3,7 @@
 Must not reserve anything, and must not ask a host: what only libvirt can tell, the destination checks before a move.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from msgspec import Struct
 
@@ -12,7 +12,7 @@ from vmorch.core.aggregates.vm import Vm
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import HostId
 from vmorch.core.operations.migrate import MigrateVm
-from vmorch.core.planning.placement import Question, objections, score
+from vmorch.core.planning.placement import FITNESS, Placement, Question, Verdict, objections, score
 from vmorch.core.planning.view import ClusterView
 from vmorch.core.spec import HostFacts
 
@@ -30,24 +30,27 @@ class Traffic(Struct, frozen=True, kw_only=True):
 
 def traffic(view: ClusterView) -> Traffic:
     """The migrations under way."""
+    return traffic_of(vm for vms in view.vms_on.values() for vm in vms)
+
+
+def traffic_of(vms: Iterable[Vm]) -> Traffic:
+    """The migrations among these VMs."""
     out: dict[HostId, int] = {}
     into: dict[HostId, int] = {}
-    for vms in view.vms_on.values():
-        for vm in vms:
-            operation = None if vm.active is None else vm.operations[vm.active]
-            ends = None if operation is None else next((each.judged for each in operation.steps if each.judged), None)
-            if ends is not None:
-                out[ends[0]] = out.get(ends[0], 0) + 1
-                into[ends[1]] = into.get(ends[1], 0) + 1
+    for vm in vms:
+        operation = None if vm.active is None else vm.operations[vm.active]
+        ends = None if operation is None else next((each.judged for each in operation.steps if each.judged), None)
+        if ends is not None:
+            out[ends[0]] = out.get(ends[0], 0) + 1
+            into[ends[1]] = into.get(ends[1], 0) + 1
     return Traffic(out=out, into=into)
 
 
 class Choice(Struct, frozen=True, kw_only=True):
-    """A destination, whether the guest travels encrypted, and why there: host name -> score or all objections."""
+    """A destination with the verdict on every host that was looked at, and whether the guest travels encrypted."""
 
-    host: Host
+    placement: Placement
     encrypted: bool
-    reasons: Mapping[str, str]
 
 
 def choose(view: ClusterView, vm: Vm, command: MigrateVm) -> Choice:
@@ -61,21 +64,31 @@ def choose(view: ClusterView, vm: Vm, command: MigrateVm) -> Choice:
     _check_limits(view, source)
     if command.to is not None:
         return _named(view, vm, command, source)
-    found = {host: blockers(view, vm, source, host, command) for host in view.hosts if host.id != source.id}
-    fitting = [host for host, against in found.items() if not against]
-    reasons = {host.name: "; ".join(against) for host, against in found.items() if against}
-    if not fitting:
+    found = [
+        (host, blockers(view, vm, source, host, command)) for host in view.hosts if host.id != source.id
+    ]
+    ranked = sorted(
+        ((_verdict(view, vm, host, against), host) for host, against in found),
+        key=lambda pair: (bool(pair[0].against), -pair[0].score, pair[0].name),
+    )
+    if not ranked or ranked[0][0].against:
         raise Rejected(
             "no-host-fits",
             f"none of {len(found)} other hosts can take {vm.name}" if found else "the cluster has no other host",
             hint=f"vmorch vm describe {vm.name}",
-            facts={host.name: list(against) for host, against in found.items()},
+            facts={host.name: list(against) for host, against in found},
         )
-    scored = {host.id: score(_question(view, vm, host)) for host in fitting}
-    best = min(fitting, key=lambda host: (-scored[host.id][0], host.name))
-    reasons |= {host.name: f"score {scored[host.id][0]:.0f}: {scored[host.id][1]}" for host in fitting}
+    best = ranked[0][1]
     _check_limits_in(view, best)
-    return Choice(host=best, encrypted=_encrypted(source, best), reasons=reasons)
+    placement = Placement(host=best, verdicts=tuple(verdict for verdict, _ in ranked))
+    return Choice(placement=placement, encrypted=_encrypted(source, best))
+
+
+def _verdict(view: ClusterView, vm: Vm, host: Host, against: tuple[str, ...]) -> Verdict:
+    if against:
+        return Verdict(host=host.id, name=host.name, against="; ".join(against))
+    found, why = score(_question(view, vm, host))
+    return Verdict(host=host.id, name=host.name, score=found, why=why)
 
 
 def _named(view: ClusterView, vm: Vm, command: MigrateVm, source: Host) -> Choice:
@@ -93,24 +106,38 @@ def _named(view: ClusterView, vm: Vm, command: MigrateVm, source: Host) -> Choic
             facts={destination.name: list(against)},
         )
     _check_limits_in(view, destination)
-    encrypted = _encrypted(source, destination)
-    return Choice(host=destination, encrypted=encrypted, reasons={destination.name: "asked for"})
+    placement = Placement(host=destination, verdicts=(_verdict(view, vm, destination, ()),))
+    return Choice(placement=placement, encrypted=_encrypted(source, destination))
 
 
 def blockers(view: ClusterView, vm: Vm, source: Host, destination: Host, command: MigrateVm) -> tuple[str, ...]:
     """Everything that keeps the VM from going there in this way; nothing if it can."""
     if destination.id == source.id:
         return ("it stands there already",)
-    found = list(objections(_question(view, vm, destination)))
+    question = _question(view, vm, destination)
+    return (*objections(question), *_between(view, vm, source, destination, command))
+
+
+def unfitness(
+    view: ClusterView, vm: Vm, source: Host, destination: Host, command: MigrateVm
+) -> tuple[str, ...]:
+    """The blockers that have nothing to do with what else stands there, so that they hold for a whole plan."""
+    assert vm.spec is not None
+    question = Question(
+        spec=vm.spec, labels=vm.labels, host=destination, neighbours=(), shared_promised=0.0, moving=vm.id
+    )
+    return (*objections(question, FITNESS), *_between(view, vm, source, destination, command))
+
+
+def _between(view: ClusterView, vm: Vm, source: Host, destination: Host, command: MigrateVm) -> list[str]:
     here, there = source.facts, destination.facts
     if here is None or there is None:
-        return tuple(found)
-    found += _storage(vm, here, there, command)
-    found += _machine(vm, here, there, command)
+        return []
+    found = [*_storage(vm, here, there, command), *_machine(vm, here, there, command)]
     if not _encrypted(source, destination) and not view.policy.clear_migration and _travels(vm, command):
         bare = [host.name for host in (source, destination) if not host.encrypts]
         found.append(f"no certificate on {' and '.join(bare)}, and guests must travel encrypted")
-    return tuple(found)
+    return found
 
 
 def _travels(vm: Vm, command: MigrateVm) -> bool:
@@ -164,7 +191,7 @@ def _question(view: ClusterView, vm: Vm, host: Host) -> Question:
         spec=vm.spec,
         labels=vm.labels,
         host=host,
-        neighbours=tuple(each for each in view.vms_on.get(host.id, ()) if each.id != vm.id),
+        neighbours=tuple(each for each in view.neighbours(host.id) if each.id != vm.id),
         # its shared disks are promised already, wherever it runs
         shared_promised=0.0,
         moving=vm.id,

@@ -48,6 +48,10 @@ class Question(Struct, frozen=True, kw_only=True):
     moving: VmId | None = None
 
 
+Rule = Callable[[Question], str]
+"""Why not, in words; empty if nothing speaks against the host."""
+
+
 def place(view: ClusterView, spec: VmSpec, labels: Mapping[str, str]) -> Placement:
     """The best host for a VM of this spec and these labels. Deterministic: ties go to the host's name.
 
@@ -63,7 +67,7 @@ def place(view: ClusterView, spec: VmSpec, labels: Mapping[str, str]) -> Placeme
             spec=spec,
             labels=labels,
             host=host,
-            neighbours=view.vms_on.get(host.id, ()),
+            neighbours=view.neighbours(host.id),
             shared_promised=shared.get(host.facts.shared_id, 0.0) if host.facts else 0.0,
         )
         verdicts.append((_judge(question), host))
@@ -88,9 +92,9 @@ def _judge(question: Question) -> Verdict:
     return Verdict(host=host.id, name=host.name, score=found, why=why)
 
 
-def objections(question: Question) -> Iterator[str]:
-    """Everything that speaks against the host, in the order of the rules."""
-    return filter(None, (rule(question) for rule in FILTERS))
+def objections(question: Question, rules: tuple[Rule, ...] | None = None) -> Iterator[str]:
+    """Everything that speaks against the host, in the order of the rules: of all of them, unless some are given."""
+    return filter(None, (rule(question) for rule in (FILTERS if rules is None else rules)))
 
 
 def _agent(question: Question) -> str:
@@ -111,7 +115,8 @@ def _cordon(question: Question) -> str:
 
 
 def _named(question: Question) -> str:
-    wanted = question.spec.placing.host
+    # where a VM was first put does not bind it: labels of hosts do
+    wanted = question.spec.placing.host if question.moving is None else None
     return f"not {wanted}, which was asked for" if wanted and question.host.name != wanted else ""
 
 
@@ -156,16 +161,11 @@ def _matches(wanted: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     return bool(wanted) and all(labels.get(key) == value for key, value in wanted.items())
 
 
-FILTERS: tuple[Callable[[Question], str], ...] = (
-    _agent,
-    _cordon,
-    _named,
-    _host_labels,
-    _networks,
-    _keeps_away,
-    _capacity,
-    _shared_storage,
-)
+FITNESS: tuple[Rule, ...] = (_agent, _cordon, _named, _host_labels, _networks)
+"""What depends on the host and the VM alone, whatever else stands there."""
+CROWD: tuple[Rule, ...] = (_keeps_away, _capacity, _shared_storage)
+"""What depends on the others."""
+FILTERS: tuple[Rule, ...] = (*FITNESS, *CROWD)
 """In this order: the first that objects gives the reason that people see."""
 
 

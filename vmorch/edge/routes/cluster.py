@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Literal
 
 import msgspec
@@ -10,9 +10,13 @@ from msgspec import Struct
 from starlette.responses import Response
 
 from vmorch.core.fleet import Fleet
-from vmorch.core.resources import host_resource, vm_resource
-from vmorch.edge import answers
+from vmorch.core.planning.draining import draining
+from vmorch.core.planning.maintaining import maintaining
+from vmorch.core.resources import cluster_resource, host_resource, vm_resource
+from vmorch.edge import answers, requests
 from vmorch.edge.calls import Call, Services
+from vmorch.edge.routes.reading import settle
+from vmorch.engine.handle import PolicyChange
 from vmorch.log.errors import LogUnavailable
 
 LAG = 1000
@@ -55,11 +59,22 @@ async def status(call: Call) -> Response:
         "hosts": dict(hosts),
         "vms": dict(Counter(vm_resource(fleet, vm).state for vm in living)),
         "operations": sum(vm.active is not None for vm in living),
+        "clearMigration": fleet.cluster.policy.clear_migration,
         "projectionLag": lag,
         "postgres": head is not None,
         "nats": None if services.bus is None else services.bus.connected,
     }
     return answers.document("Status", fields, position=fleet.position)
+
+
+async def show_cluster(call: Call) -> Response:
+    await settle(call)
+    return answers.single("Cluster", cluster_resource(call.fleet), answers.as_of(call.fleet))
+
+
+async def set_policy(call: Call) -> Response:
+    wanted = await requests.body(call.request, PolicyChange)
+    return answers.accepted(await call.services.control.set_policy(wanted, call.caller))
 
 
 async def projections(call: Call) -> Response:
@@ -78,7 +93,9 @@ async def doctor(call: Call) -> Response:
         *await _log(services),
         *_bus(services),
         *_hosts(fleet),
+        *_certificates(fleet, services.now()),
         *_vms(fleet),
+        *_undertakings(fleet, services.now()),
         _images(services),
         *_tokens(call),
     ]
@@ -121,6 +138,8 @@ def _hosts(fleet: Fleet) -> list[Check]:
     for host in fleet.hosts.values():
         seen = host_resource(fleet, host)
         since = f" since {host.since:%Y-%m-%d %H:%M:%S} UTC" if host.since else ""
+        if seen.state == "maintenance":
+            continue  # it may be off; whoever works on it knows
         if seen.state == "unreachable":
             hint = f"on {host.name}: systemctl status vmorch-agent"
             found.append(Check(check=f"host {host.name}", state="fail", detail=f"silent{since}", hint=hint))
@@ -133,6 +152,25 @@ def _hosts(fleet: Fleet) -> list[Check]:
             found.append(Check(check=f"host {host.name}", state="warn", detail=detail, hint=hint))
     connected = sum(host.agent == "connected" for host in fleet.hosts.values() if not host.retired)
     return [Check(check="hosts", state="ok" if connected else "warn", detail=f"{connected} connected"), *found]
+
+
+def _certificates(fleet: Fleet, now: datetime) -> list[Check]:
+    """What keeps guests from travelling encrypted, now or soon."""
+    found = []
+    if fleet.cluster.policy.clear_migration:
+        detail = "guests may travel unencrypted where a host has no certificate"
+        found.append(Check(check="policy", state="warn", detail=detail, hint="vmorch cluster set --no-clear-migration"))
+    for host in fleet.hosts.values():
+        if host.retired or host.agent != "connected" or not host.certificates:
+            continue
+        expires = host.certificates[-1].expires
+        # its agent renews it long before
+        if expires - now < EXPIRES_SOON:
+            state: Literal["ok", "warn", "fail"] = "fail" if expires <= now else "warn"
+            detail = f"certificate expires {expires:%Y-%m-%d %H:%M} UTC and is not renewed"
+            hint = f"on {host.name}: journalctl -u vmorch-agent"
+            found.append(Check(check=f"host {host.name}", state=state, detail=detail, hint=hint))
+    return found
 
 
 def _vms(fleet: Fleet) -> list[Check]:
@@ -152,6 +190,24 @@ def _vms(fleet: Fleet) -> list[Check]:
         if vm.active is None and vm.power in ("absent", "crashed") and vm.created_at is not None:
             detail = f"{vm.power}: {vm.power_reason}" if vm.power_reason else str(vm.power)
             found.append(Check(check=f"vm {vm.name}", state="fail", detail=detail, hint=hint))
+    return found
+
+
+def _undertakings(fleet: Fleet, now: datetime) -> list[Check]:
+    """Drains and maintenances that wait for what nobody but an operator may change."""
+    found = []
+    for drain in fleet.drains.values():
+        waits = draining(fleet, drain, now).waits if drain.running else ()
+        stuck = [wait for wait in waits if wait.until is not None]
+        if stuck:
+            detail = f"{stuck[0].name} waits for {stuck[0].on}" + (f", and {len(stuck) - 1} more" if stuck[1:] else "")
+            hint = f"vmorch drain describe {drain.id}"
+            found.append(Check(check=f"drain {drain.id}", state="warn", detail=detail, hint=hint))
+    for maintenance in fleet.maintenances.values():
+        for each in maintaining(fleet, maintenance, now).waits if maintenance.running else ():
+            hint = f"vmorch host maintenance describe {maintenance.id}"
+            detail = f"{fleet.hosts[each.host].name} waits for {each.on}"
+            found.append(Check(check=f"maintenance {maintenance.id}", state="ok", detail=detail, hint=hint))
     return found
 
 

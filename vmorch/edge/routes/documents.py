@@ -4,9 +4,12 @@ import msgspec
 from starlette.responses import Response
 
 from vmorch.core.codes import CODES
+from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResource
 from vmorch.core.errors import Rejected
+from vmorch.core.maintenance_resources import GroupResource, MaintenanceResource
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS
 from vmorch.core.resources import (
+    ClusterResource,
     EventResource,
     HostResource,
     ImageResource,
@@ -23,7 +26,13 @@ RESOURCES: dict[str, type] = {
     "Image": ImageResource,
     "Operation": OperationResource,
     "Token": TokenResource,
+    "Cluster": ClusterResource,
     "Event": EventResource,
+    "Drain": DrainResource,
+    "DrainDetail": DrainDetail,
+    "Budget": BudgetResource,
+    "Maintenance": MaintenanceResource,
+    "MaintenanceGroup": GroupResource,
 }
 
 

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
+from vmorch.core.aggregates import cluster as clusters
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet, name_held
 from vmorch.core.ids import Position, Stream, split_stream, stream
@@ -206,6 +207,8 @@ def _subject(fleet: Fleet, subject: str) -> Stream:
             return stream("image", fleet.find_image(name).id)
         case "token":
             return stream("token", fleet.find_token(name).id)
+        case "cluster":
+            return clusters.STREAM
         case _:
-            known = "vm/NAME, host/NAME, image/NAME or token/NAME"
+            known = "vm/NAME, host/NAME, image/NAME, token/NAME or cluster/policy"
             raise Rejected("bad-request", f"subject must be {known}, not {subject!r}")

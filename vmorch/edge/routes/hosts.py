@@ -14,6 +14,7 @@ from vmorch.edge import answers, requests
 from vmorch.edge.calls import Call, Handler
 from vmorch.edge.ports import HostVerb
 from vmorch.edge.routes.reading import page, settle
+from vmorch.engine.authority import MAX_CSR
 from vmorch.engine.handle import ARGUMENTS
 
 
@@ -32,6 +33,16 @@ class EnrollHost(Struct, frozen=True, kw_only=True):
     token: Annotated[str, Meta(min_length=1, max_length=256)]
     key: Annotated[str, Meta(pattern=r"^U[A-Z2-7]{55}$")]
     machine_id: Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class CertificateRequest(Struct, frozen=True, kw_only=True):
+    """A host asks for a certificate: `csr` is a PKCS #10 request in PEM, signed by the new key, for the host's own
+    names and addresses.
+
+    Fields that a newer agent adds are ignored.
+    """
+
+    csr: Annotated[str, Meta(min_length=1, max_length=MAX_CSR)]
 
 
 async def list_hosts(call: Call) -> Response:
@@ -86,6 +97,18 @@ async def renew_credentials(call: Call) -> Response:
         raise Rejected("forbidden", "a host renews its own credentials only")
     credentials = await call.services.control.renew_host(call.host.id)
     return answers.document("Credentials", {"credentials": credentials})
+
+
+async def certify_host(call: Call) -> Response:
+    if call.host is None or call.host.id != call.path("ref"):
+        raise Rejected("forbidden", "a host asks for its own certificate only")
+    wanted = await requests.body(call.request, CertificateRequest, limit=2 * MAX_CSR)
+    sealed = await call.services.control.certify_host(call.host.id, wanted.csr)
+    return Response(sealed, media_type="application/json")
+
+
+async def revoked(call: Call) -> Response:
+    return Response(call.services.control.revoked(), media_type="application/json")
 
 
 def on_host(verb: HostVerb) -> Handler:

@@ -13,7 +13,7 @@ from msgspec import Struct
 from starlette.responses import FileResponse, Response
 
 from vmorch.core.aggregates.image import ImageAdded
-from vmorch.core.errors import Rejected
+from vmorch.core.errors import Rejected, bad_value
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import Digest, ImageId, Position, split_stream
 from vmorch.core.resources import ImageResource, image_resource
@@ -81,7 +81,7 @@ async def upload_image(call: Call) -> Response:
         given = {"name": call.path("name"), **call.request.query_params}
         wanted = msgspec.convert(given, _Upload)
     except msgspec.ValidationError as error:
-        raise Rejected("bad-request", str(error)) from error
+        raise bad_value(str(error)) from error
     done = await _repeated(call, wanted.name)
     if done is not None:
         return _added(call, done)

@@ -1,17 +1,22 @@
 """Operations: seen, watched, cancelled."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from typing import Any
 
 from starlette.responses import Response
 
-from vmorch.core.aggregates.vm import Operation
+from vmorch.core.aggregates.vm import Operation, Vm
 from vmorch.core.errors import Rejected
+from vmorch.core.fleet import Fleet
+from vmorch.core.hostcommands import Sample
 from vmorch.core.ids import OperationId
-from vmorch.core.resources import operation_resource
-from vmorch.edge import answers, streams
+from vmorch.core.resources import operation_resource, vm_resource
+from vmorch.edge import answers, requests, streams
 from vmorch.edge.calls import Call, Services
 from vmorch.edge.routes.reading import page, settle
+from vmorch.engine.handle import Tuning
 
 
 async def list_operations(call: Call) -> Response:
@@ -31,6 +36,11 @@ async def cancel_operation(call: Call) -> Response:
     return answers.accepted(receipt)
 
 
+async def tune_operation(call: Call) -> Response:
+    tuning = await requests.body(call.request, Tuning)
+    return answers.accepted(await call.services.control.tune(OperationId(call.path("id")), tuning, call.caller))
+
+
 async def watch_operation(call: Call) -> Response:
     id = OperationId(call.path("id"))
     doc = await _doc(call.services, id)
@@ -43,7 +53,7 @@ async def _doc(services: Services, id: OperationId) -> bytes:
     fleet = services.control.fleet
     found = fleet.operation(id)
     if found is not None:
-        return answers.encode(operation_resource(fleet, *found))
+        return answers.encode(operation_resource(fleet, *found, services.control.samples.newest(id)))
     # a VM's state forgets its oldest operations; the read model does not
     doc = await services.models.row("operations", id)
     if doc is None:
@@ -51,13 +61,47 @@ async def _doc(services: Services, id: OperationId) -> bytes:
     return doc
 
 
+async def _moves(services: Services, id: OperationId) -> AsyncIterator[bool]:
+    """At once, and whenever the log or what is told of the operation may have moved."""
+    changes = services.control.changes()
+    coming = asyncio.ensure_future(anext(changes))
+    with services.control.samples.watch(id) as told:
+        telling = asyncio.ensure_future(told.wait())
+        try:
+            while True:
+                both: set[asyncio.Future[Any]] = {coming, telling}
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                if coming.done():
+                    coming.result()
+                    coming = asyncio.ensure_future(anext(changes))
+                if telling.done():
+                    told.clear()
+                    telling = asyncio.ensure_future(told.wait())
+                yield True
+        finally:
+            coming.cancel()
+            telling.cancel()
+            await asyncio.gather(coming, telling, return_exceptions=True)
+            await changes.aclose()
+
+
 async def _once(doc: bytes) -> AsyncIterator[bytes]:
     yield streams.message(doc, event="operation")
 
 
+def _now(fleet: Fleet, vm: Vm, operation: Operation, sample: Sample | None) -> bytes:
+    """The operation; once it is over, its VM before it, so that whoever waited for the end need not ask for that."""
+    doc = streams.message(answers.encode(operation_resource(fleet, vm, operation, sample)), event="operation")
+    if operation.outcome is None or vm.spec is None:
+        return doc
+    return streams.message(answers.encode(vm_resource(fleet, vm)), event="vm") + doc
+
+
 async def _watch(services: Services, id: OperationId) -> AsyncIterator[bytes]:
     seen: Operation | None = None
-    moves = streams.lively(services.control.changes(), services.stopping, services.settings.keepalive)
+    sample: Sample | None = None
+    samples = services.control.samples
+    moves = streams.lively(_moves(services, id), services.stopping, services.settings.keepalive)
     async with aclosing(moves):
         async for moved in moves:
             if moved is None:
@@ -69,9 +113,8 @@ async def _watch(services: Services, id: OperationId) -> AsyncIterator[bytes]:
                 if doc is not None:
                     yield streams.message(doc, event="operation")
                 return
-            if found[1] is not seen:
-                seen = found[1]
-                doc = answers.encode(operation_resource(fleet, *found))
-                yield streams.message(doc, event="operation")
+            if found[1] is not seen or samples.newest(id) is not sample:
+                seen, sample = found[1], samples.newest(id)
+                yield _now(fleet, *found, sample)
             if seen.outcome is not None:
                 return

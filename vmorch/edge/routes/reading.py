@@ -59,4 +59,5 @@ def _filters(call: Call) -> Filters:
         verb=given.get("verb"),
         actor=given.get("actor"),
         active=requests.flag(call.request, "active"),
+        started=requests.flag(call.request, "started"),
     )
