@@ -64,6 +64,7 @@ class Bench:
         drain = str(self.api.ask("POST", "/v1/drains", wanted)["subject"])
         ended = self.moments.after(began, "event", "drain.ended", "None")
         took = self._done("vmorch", began, ended)
+        self.api.warm()
         found = self.api.ask("GET", f"/v1/drains/{drain}")["item"]
         if found["state"] != "done":
             raise RuntimeError(f"the drain ended {found['state']}: {found}")
@@ -103,6 +104,7 @@ def bench(guests: int) -> Iterator[Bench]:
                  "--storage", "shared", "--host", lab.hosts[0].name],
                 env=environment, check=True,
             )  # fmt: skip
+        api.warm()
         known = api.ask("GET", "/v1/images/tiny")["item"]
         pin = ImagePin(
             digest=known["digest"], format=known["format"], size=known["size"], virtual_size=known["virtual_size"]
