@@ -1,13 +1,9 @@
 """Watch a drain to its end, VM by VM, and tell how it ended. Must not cancel anything."""
 
-import queue
-import threading
-import time
-
 from cli.client import decode
 from cli.drain_shapes import Drain
 from cli.drain_text import MARKS, STYLES, ended_line, sum_up, under_way
-from cli.follow import Detached, Overdue, states
+from cli.follow import follow_one
 from cli.output import show_document, structured
 from cli.problems import Problem
 from cli.session import Session
@@ -17,8 +13,6 @@ from cli.transport import quote
 
 DIFFERENCES = 10
 SOME_FAILED = 9
-
-_TICK = 0.2
 
 
 def fetch(session: Session, id: str) -> tuple[bytes, Drain]:
@@ -54,46 +48,18 @@ def check(drain: Drain) -> None:
 
 def follow(session: Session, id: str, *, timeout: float | None, title: str) -> Drain:
     """Show each VM when it is known what became of it, until the drain is over."""
-    client, terminal = session.client, session.terminal
-    arrivals: queue.Queue[Drain | BaseException] = queue.Queue()
-    told_away = threading.Event()
-
-    def on_away(why: str) -> None:
-        if not told_away.is_set():
-            told_away.set()
-            terminal.note(f"  ..  the server is away ({why}); what it began goes on, waiting")
-
-    def listen() -> None:
-        try:
-            for state in states(client, f"/v1/drains/{quote(id)}/watch", {"drain": Drain}, on_away):
-                arrivals.put(state)
-                if state.over:
-                    return
-        except BaseException as error:
-            arrivals.put(error)
-
-    if title:
-        terminal.note(title + ("   Ctrl-C detaches" if terminal.live else ""))
-    began = time.monotonic()
-    shown = _Lines(terminal)
-    threading.Thread(target=listen, name=f"watch {id}", daemon=True).start()
-    try:
-        while True:
-            try:
-                arrival = arrivals.get(timeout=_TICK)
-            except queue.Empty:
-                if timeout is not None and time.monotonic() - began > timeout:
-                    raise Overdue([id], noun="drain") from None
-                continue
-            if isinstance(arrival, BaseException):
-                raise arrival
-            shown.show(arrival)
-            if arrival.over:
-                return arrival
-    except KeyboardInterrupt:
-        raise Detached([id], noun="drain") from None
-    finally:
-        terminal.clear_live()
+    return follow_one(
+        session.client,
+        session.terminal,
+        id,
+        f"/v1/drains/{quote(id)}/watch",
+        {"drain": Drain},
+        noun="drain",
+        timeout=timeout,
+        title=title,
+        show=_Lines(session.terminal).show,
+        over=lambda drain: drain.over,
+    )
 
 
 class _Lines:

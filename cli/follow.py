@@ -121,6 +121,60 @@ def states(
         failures += 1
 
 
+def follow_one(
+    client: Client,
+    terminal: Terminal,
+    id: str,
+    path: str,
+    shapes: Mapping[str, type[State]],
+    *,
+    noun: str,
+    timeout: float | None,
+    title: str,
+    show: Callable[[State], None],
+    over: Callable[[State], bool],
+) -> State:
+    """Show each state that a stream tells until one is over, and give that one. Raises Detached, Overdue, Problem."""
+    arrivals: queue.Queue[State | BaseException] = queue.Queue()
+    told_away = threading.Event()
+
+    def on_away(why: str) -> None:
+        if not told_away.is_set():
+            told_away.set()
+            terminal.note(f"  ..  the server is away ({why}); what it began goes on, waiting")
+
+    def listen() -> None:
+        try:
+            for state in states(client, path, shapes, on_away):
+                arrivals.put(state)
+                if over(state):
+                    return
+        except BaseException as error:
+            arrivals.put(error)
+
+    if title:
+        terminal.note(title + ("   Ctrl-C detaches" if terminal.live else ""))
+    began = time.monotonic()
+    threading.Thread(target=listen, name=f"watch {id}", daemon=True).start()
+    try:
+        while True:
+            try:
+                arrival = arrivals.get(timeout=_TICK)
+            except queue.Empty:
+                if timeout is not None and time.monotonic() - began > timeout:
+                    raise Overdue([id], noun=noun) from None
+                continue
+            if isinstance(arrival, BaseException):
+                raise arrival
+            show(arrival)
+            if over(arrival):
+                return arrival
+    except KeyboardInterrupt:
+        raise Detached([id], noun=noun) from None
+    finally:
+        terminal.clear_live()
+
+
 def wait_for_end(client: Client, id: str, on_away: Callable[[str], None]) -> Operation:
     """The operation at its end."""
     for change in changes(client, id, on_away):

@@ -1,13 +1,10 @@
 """Maintenances as the CLI shows and follows them. Must not cancel anything."""
 
-import queue
-import threading
-import time
 from datetime import datetime
 
 from msgspec import Struct
 
-from cli.follow import Detached, Overdue, states
+from cli.follow import follow_one
 from cli.problems import Problem
 from cli.session import Session
 from cli.table import Column, Paint, lines
@@ -15,7 +12,6 @@ from cli.transport import quote
 from cli.units import show_seconds
 
 NOUN = "host maintenance"
-_TICK = 0.2
 
 STYLES = {
     "open": "warn",
@@ -128,46 +124,19 @@ def follow(
 ) -> Maintenance:
     """Show each change of a host's phase until it is over, or with `until_open` until it is the operator's turn.
     Raises Detached, Overdue, Problem."""
-    terminal = session.terminal
-    arrivals: queue.Queue[Maintenance | BaseException] = queue.Queue()
-    told_away = threading.Event()
-
-    def on_away(why: str) -> None:
-        if not told_away.is_set():
-            told_away.set()
-            terminal.note(f"  ..  the server is away ({why}); what it began goes on, waiting")
-
-    def listen() -> None:
-        path = f"/v1/maintenances/{quote(id)}/watch"
-        try:
-            for state in states(session.client, path, {"maintenance": Maintenance}, on_away):
-                arrivals.put(state)
-                if state.over:
-                    return
-        except BaseException as error:
-            arrivals.put(error)
-
-    if title:
-        terminal.note(title + ("   Ctrl-C detaches" if terminal.live else ""))
-    began, told = time.monotonic(), dict[str, str]()
-    threading.Thread(target=listen, name=f"watch {id}", daemon=True).start()
-    try:
-        while True:
-            try:
-                arrival = arrivals.get(timeout=_TICK)
-            except queue.Empty:
-                if timeout is not None and time.monotonic() - began > timeout:
-                    raise Overdue([id], noun=NOUN) from None
-                continue
-            if isinstance(arrival, BaseException):
-                raise arrival
-            _show(session, arrival, told)
-            if arrival.over or (until_open and _open(arrival)):
-                return arrival
-    except KeyboardInterrupt:
-        raise Detached([id], noun=NOUN) from None
-    finally:
-        terminal.clear_live()
+    told = dict[str, str]()
+    return follow_one(
+        session.client,
+        session.terminal,
+        id,
+        f"/v1/maintenances/{quote(id)}/watch",
+        {"maintenance": Maintenance},
+        noun=NOUN,
+        timeout=timeout,
+        title=title,
+        show=lambda found: _show(session, found, told),
+        over=lambda found: found.over or (until_open and _open(found)),
+    )
 
 
 def _open(found: Maintenance) -> bool:
