@@ -11,30 +11,18 @@ guest has answered again. Exits with 1 if a promise is missed at the median.
 """
 
 import argparse
-import contextlib
-import os
 import statistics
-import subprocess
 import sys
 import time
-import uuid
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import libvirt
 
 from bench.figures import machine, ratios, spread, table
-from bench.leftovers import end_dead_labs, lab_name
-from bench.lifecycle import PATIENCE, Api, Direct, Moments, await_calm, libvirt_events
-from deploy.lab.container import wait_for
-from deploy.lab.images import cached_tiny
+from bench.travellers import Travellers, travellers, virsh_migrate
+from bench.warm import Moments, await_calm, libvirt_events
 from deploy.lab.lab import Lab
-from deploy.lab.operator import cache_directory
-from vmorch.core.ids import VmId
-from vmorch.core.spec import ImagePin
 
-MEMORY = 128
 RATIO = 1.15
 SETTLE = 1.0
 """Seconds between two migrations: a guest's agent needs a moment after its arrival."""
@@ -61,25 +49,15 @@ class Pauses:
         return self.newest[vm]
 
 
-def virsh_migrate(source: Any, destination: Any, vm: str) -> None:
-    """What an administrator types on the source, with the flags that vmorch uses."""
-    flags = ["--live", "--p2p", "--persistent", "--undefinesource", "--unsafe", "--auto-converge", "--tls"]
-    uri = f"qemu+tls://{destination.name}/system?pkipath=/srv/vmorch/agent/pki"
-    source.run(["virsh", "-c", "qemu:///system", "migrate", *flags, vm, uri], timeout=PATIENCE)
-
-
 class Bench:
     """Two guests and the ways to move them."""
 
-    def __init__(self, lab: Lab, api: Api, moments: Moments, pauses: Pauses, direct: str, ours: str) -> None:
-        self.lab, self.api, self.moments, self.pauses = lab, api, moments, pauses
-        self.direct, self.ours = direct, ours
-        self.at = {direct: 0, ours: 0}
-        self._environment = {
-            **os.environ,
-            "VMORCH_API": f"unix:{lab.control.api_socket}",
-            "VMORCH_TOKEN": lab.control.admin_token(),
-        }
+    def __init__(self, guests: Travellers) -> None:
+        self.lab, self.api, self.moments = guests.lab, guests.api, guests.moments
+        self.vmorch = guests.warm.vmorch
+        self.pauses = Pauses(guests.lab, guests.moments)
+        (self.direct,), (self.ours,) = guests.direct, guests.ours
+        self.at: dict[str, int] = {self.direct: 0, self.ours: 0}
 
     def by_virsh(self) -> tuple[float, float]:
         source, destination = self._ends(self.direct)
@@ -97,12 +75,8 @@ class Bench:
 
     def by_cli(self) -> tuple[float, float]:
         _, destination = self._ends(self.ours)
-        vmorch = str(Path(sys.executable).with_name("vmorch"))
         began = time.monotonic()
-        subprocess.run(
-            [vmorch, "vm", "migrate", self.ours, "--to", destination.name],
-            env=self._environment, check=True, capture_output=True,
-        )  # fmt: skip
+        self.vmorch("vm", "migrate", self.ours, "--to", destination.name)
         return self._done(self.ours, began, time.monotonic())
 
     def _ends(self, vm: str) -> tuple[Any, Any]:
@@ -113,49 +87,6 @@ class Bench:
         self.at[vm] = 1 - self.at[vm]
         time.sleep(SETTLE)
         return (ended - began) * 1000, pause
-
-
-@contextlib.contextmanager
-def bench() -> Iterator[Bench]:
-    """A lab of our own with both guests up."""
-    end_dead_labs()
-    lab = Lab(lab_name(os.getpid()))
-    try:
-        lab.up(2)
-        moments = Moments()
-        api = Api(lab.control.api_socket, lab.control.admin_token(), moments, trace=False)
-        wait_for(lambda: len(api.ask("GET", "/v1/hosts?state=active")["items"]) == 2, PATIENCE, "the hosts' connection")
-        image = cached_tiny(cache_directory())
-        vmorch = str(Path(sys.executable).with_name("vmorch"))
-        environment = {
-            **os.environ,
-            "VMORCH_API": f"unix:{lab.control.api_socket}",
-            "VMORCH_TOKEN": lab.control.admin_token(),
-        }
-        subprocess.run([vmorch, "image", "add", "tiny", "--file", str(image)], env=environment, check=True)
-        subprocess.run(
-            [vmorch, "vm", "create", "ours", "--image", "tiny", "--memory", f"{MEMORY}Mi", "--storage", "shared",
-             "--host", lab.hosts[0].name],
-            env=environment, check=True,
-        )  # fmt: skip
-        api.warm()
-        known = api.ask("GET", "/v1/images/tiny")["item"]
-        pin = ImagePin(
-            digest=known["digest"], format=known["format"], size=known["size"], virtual_size=known["virtual_size"]
-        )
-        direct = VmId(str(uuid.uuid4()))
-        calls = Direct(lab, pin, root="/srv/vmorch/shared")
-        try:
-            calls.do("create", direct, "direct")
-        finally:
-            calls.close()
-        api.warm()
-        ours = str(api.ask("GET", "/v1/vms/ours")["item"]["id"])
-        console = lab.directory / "shared" / "direct" / direct / "serial.log"
-        wait_for(lambda: console.exists() and "ready " in console.read_text(errors="replace"), 120, "the other guest")
-        yield Bench(lab, api, moments, Pauses(lab, moments), direct, ours)
-    finally:
-        lab.down()
 
 
 def main() -> int:
@@ -169,7 +100,8 @@ def main() -> int:
     print(f"{machine()}\n", flush=True)
     walls: dict[str, list[float]] = {"virsh": [], "API": [], "CLI": []}
     pauses: dict[str, list[float]] = {"virsh": [], "API": [], "CLI": []}
-    with bench() as it:
+    with travellers(1) as guests:
+        it = Bench(guests)
         ways = [("API", it.by_api), ("virsh", it.by_virsh), ("CLI", it.by_cli)]
         for number in range(arguments.rounds + 1):
             turn = number % len(ways)

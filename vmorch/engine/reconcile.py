@@ -27,7 +27,7 @@ logger = structlog.get_logger()
 EVERY = 5.0
 """Seconds between two looks at the fleet when nothing happens in it."""
 GATHER = 0.05
-"""Seconds in which facts that come close together become one look."""
+"""Seconds between two looks at least: facts that come close together become one."""
 REST = 1.0
 """Seconds until an act is tried again that was refused."""
 
@@ -44,6 +44,7 @@ class Reconcile:
         self.policies = policies
         self._stir = asyncio.Event()
         self._resting: dict[str, float] = {}
+        self._looked = float("-inf")
 
     async def run(self) -> None:
         """Look after each change, when a policy asks for it, and every few seconds, for ever."""
@@ -68,11 +69,12 @@ class Reconcile:
                 await self._stir.wait()
         except TimeoutError:
             return
-        await self.recorder.clock.sleep(GATHER)
-        self._stir.clear()
+        await self.recorder.clock.sleep(max(0.0, self._looked + GATHER - self.recorder.clock.monotonic()))
 
     async def _round(self) -> float:
         """Do everything that there is to do now; seconds until the next look."""
+        self._stir.clear()
+        self._looked = self.recorder.clock.monotonic()
         wait = EVERY
         for policy in self.policies:
             now = self.recorder.clock.now()

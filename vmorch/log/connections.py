@@ -4,20 +4,22 @@ JSON comes back as the bytes that were written; nothing is parsed here. Must not
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, LiteralString
+from collections.abc import Coroutine, Sequence
+from typing import Any, LiteralString, TypeVar
 
 import psycopg
 from psycopg.types.string import ByteaBinaryLoader
 
 from vmorch.log.errors import LogUnavailable
 
+T = TypeVar("T")
+
 Row = tuple[Any, ...]  # psycopg cannot know what a query returns; each caller names its columns
 
 _OPTIONS = "-c timezone=UTC -c lock_timeout=10s -c statement_timeout=30s -c idle_in_transaction_session_timeout=60s"
 _READERS = 4
-ANSWER_WITHIN = 45.0
-"""Seconds until a silent server counts as away: more than it may take by its own timeouts."""
+READ_WITHIN = 15.0
+"""Seconds until a server that is silent to a read counts as away: any takes far less, and callers wait a minute."""
 
 
 async def connect(url: str) -> psycopg.AsyncConnection:
@@ -32,6 +34,19 @@ async def connect(url: str) -> psycopg.AsyncConnection:
     return connection
 
 
+async def in_time(reading: Coroutine[Any, Any, T]) -> T:
+    """What a read gives. Raises `LogUnavailable` if Postgres is silent for READ_WITHIN."""
+    task = asyncio.create_task(reading)
+    try:
+        # a query that is cancelled waits for the server to confirm that, so a hanging one is not waited for at all
+        await asyncio.wait([task], timeout=READ_WITHIN)
+        if not task.done():
+            raise LogUnavailable(f"no answer within {READ_WITHIN:g} seconds")
+        return task.result()
+    finally:
+        task.cancel()
+
+
 class Readers:
     """At most four connections that read, opened when needed and replaced when broken."""
 
@@ -42,6 +57,9 @@ class Readers:
 
     async def fetch(self, query: LiteralString, params: Sequence[object] = ()) -> list[Row]:
         """All rows of a query that is harmless to repeat. Raises `LogUnavailable`."""
+        return await in_time(self._fetched(query, params))
+
+    async def _fetched(self, query: LiteralString, params: Sequence[object]) -> list[Row]:
         async with self._free:
             # a server that restarted shows only when its old connections are used, so those get a second chance
             while self._idle:
@@ -61,15 +79,13 @@ class Readers:
     ) -> list[Row]:
         kept = False
         try:
-            async with asyncio.timeout(ANSWER_WITHIN), connection.cursor(binary=True) as cursor:
+            async with connection.cursor(binary=True) as cursor:
                 await cursor.execute(query, params)
                 rows = await cursor.fetchall()
             self._idle.append(connection)
             kept = True
         except psycopg.OperationalError as error:
             raise LogUnavailable(str(error).strip()) from error
-        except TimeoutError as error:
-            raise LogUnavailable(f"no answer within {ANSWER_WITHIN:.0f} seconds") from error
         finally:
             if not kept:
                 await connection.close()

@@ -15,8 +15,11 @@ from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
-from vmorch.log.connections import ANSWER_WITHIN, connect
+from vmorch.log.connections import connect
 from vmorch.log.errors import LogUnavailable
+
+ANSWER_WITHIN = 45.0
+"""Seconds until a silent server counts as away: more than an append may take by the server's own timeouts."""
 
 
 class Writer:

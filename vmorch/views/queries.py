@@ -1,6 +1,5 @@
 """Questions to the read models. Documents come back as the JSON text they were written as, undecoded."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import TypeVar
@@ -11,15 +10,13 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from vmorch.core.ids import Position
+from vmorch.log.connections import in_time
 from vmorch.log.errors import LogUnavailable
 from vmorch.views.filters import Filters
 from vmorch.views.projector import ProjectionStatus, Projector, Rebuilt
 from vmorch.views.tables import TABLES, Model
 
 T = TypeVar("T")
-
-ANSWER_WITHIN = 15.0
-"""Seconds until a silent server counts as away: any list takes far less, and callers wait a minute at most."""
 
 
 class Page(Struct, frozen=True, kw_only=True):
@@ -61,15 +58,7 @@ class ReadModels:
         return await self._ask(read)
 
     async def _ask(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
-        asking = asyncio.create_task(self._answer(question))
-        try:
-            # a query that is cancelled waits for the server to confirm that, so a hanging one is not waited for at all
-            await asyncio.wait([asking], timeout=ANSWER_WITHIN)
-            if not asking.done():
-                raise LogUnavailable(f"no answer within {ANSWER_WITHIN:g} seconds")
-            return asking.result()
-        finally:
-            asking.cancel()
+        return await in_time(self._answer(question))
 
     async def _answer(self, question: Callable[[AsyncConnection], Awaitable[T]]) -> T:
         try:
