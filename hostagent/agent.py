@@ -38,7 +38,7 @@ class Agent:
         new_credentials: Callable[[str], Awaitable[None]],
     ) -> None:
         self._party = party
-        self._watching = Watching(journal, hypervisor, effects, told=self._wake)
+        self._watching = Watching(journal, hypervisor, effects, told=self._wake, outdated=self.facts_changed)
         self._session = Session(party, journal, hypervisor, self._watching, pins, effects, new_credentials)
         self._lanes = Lanes(self._carry_out, self._failed)
         self._teller = Teller(party, self._session)

@@ -5,12 +5,17 @@ Must not look by itself, and must not judge: drift is a fact to report, never on
 
 from collections.abc import Callable, Mapping
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from hostagent.hypervisor import Inventory
 from vmorch.core.hostcommands import Observed
 from vmorch.core.ids import VmId
+from vmorch.core.spec import HostFacts
 from vmorch.wire.envelopes import Seen
+
+SIZES = ("memory", "local_gib", "shared_gib")
+SAME_SIZE = 0.05
+"""Up to which part of it a size is the same: file systems with quotas or snapshots grow and shrink all the time."""
 
 Differences = Mapping[str, tuple[str, str]]
 
@@ -31,6 +36,15 @@ def changes(before: Mapping[VmId, LastSeen], now: Inventory, settled: Callable[[
         if settled(vm)
     )
     return tuple(seen for seen in found if seen is not None)
+
+
+def another(said: HostFacts, now: HostFacts) -> bool:
+    """Whether a host is not what it said any more."""
+    for size in SIZES:
+        before, after = getattr(said, size), getattr(now, size)
+        if abs(after - before) > before * SAME_SIZE:
+            return True
+    return structs.replace(now, **{size: getattr(said, size) for size in SIZES}) != said
 
 
 def change(vm: VmId, before: LastSeen | None, observed: Observed) -> Seen | None:

@@ -135,7 +135,7 @@ class Session:
         await self._effects.blocking.run(lambda: self._pins.greeted(confirmation.incarnation, confirmation.position))
         await self._effects.blocking.run(lambda: self._journal.greeted(hello.domains, hello.unmanaged))
         self._greeted = True
-        self._watching.begin()
+        self._watching.begin(facts)
         _log.info("session begun", session=session, domains=len(hello.domains), position=confirmation.position)
 
     async def _facts(self) -> HostFacts:

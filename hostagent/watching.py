@@ -13,11 +13,14 @@ import structlog
 
 from hostagent.effects import Effects
 from hostagent.hypervisor import Hypervisor, HypervisorLost, Inventory
+from hostagent.inventory import another
 from hostagent.journal import Journal
 from vmorch.core.hostcommands import Observed
 from vmorch.core.ids import VmId
+from vmorch.core.spec import HostFacts
 
 FULL_EVERY = 60.0
+"""Seconds between two looks at everything, and at what the host is."""
 FULL_AFTER_CHANGE = 3.0
 """Seconds until a change of one domain leads to a look at everything, configurations included."""
 GATHER = 0.02
@@ -32,11 +35,22 @@ _log = structlog.get_logger(__name__)
 class Watching:
     """Looks from `begin` on, once a minute and after each change."""
 
-    def __init__(self, journal: Journal, hypervisor: Hypervisor, effects: Effects, told: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        hypervisor: Hypervisor,
+        effects: Effects,
+        told: Callable[[], None],
+        outdated: Callable[[], None],
+    ) -> None:
+        """`told`: something new is in the outbox. `outdated`: the host is not what it said any more."""
         self._journal = journal
         self._hypervisor = hypervisor
         self._effects = effects
         self._told = told
+        self._outdated = outdated
+        self._facts: HostFacts | None = None
+        self._facts_at = 0.0
         self._working: Counter[VmId] = Counter()
         self._worked: Counter[VmId] = Counter()
         self._changed: set[VmId] = set()
@@ -55,9 +69,10 @@ class Watching:
             tasks.create_task(self._come_back(), name="hypervisor link")
             tasks.create_task(self._look_for_ever(), name="inventory")
 
-    def begin(self) -> None:
-        """Look at everything now, and from now on each minute."""
+    def begin(self, facts: HostFacts) -> None:
+        """Look at everything now, and from now on each minute, also at whether the host still is what `facts` said."""
         self._full_at = self._effects.clock()
+        self._facts, self._facts_at = facts, self._full_at + FULL_EVERY
         self._stir.set()
 
     def lost(self) -> None:
@@ -144,12 +159,22 @@ class Watching:
             settled = self._settled_since()
             if await self._effects.blocking.run(lambda: self._journal.look(self._hypervisor.inventory(), settled)):
                 self._told()
+            await self._look_at_host()
             return
         for vm in sorted(changed):
             if vm in self._working:
                 continue
             if await self._effects.blocking.run(self._glance_at(vm)):
                 self._told()
+
+    async def _look_at_host(self) -> None:
+        if self._facts is None or self._effects.clock() < self._facts_at:
+            return
+        self._facts_at = self._effects.clock() + FULL_EVERY
+        now = await self._effects.blocking.run(self._hypervisor.facts)
+        if another(self._facts, now):
+            _log.info("the host is not what it said any more")
+            self._outdated()
 
     def _glance_at(self, vm: VmId) -> Callable[[], bool]:
         settled = self._settled_since()

@@ -24,7 +24,7 @@ from vmorch.core.hostcommands import MigrateDomain, Passage, Sample
 from vmorch.core.migration import Track, follow, steer
 
 SAMPLE_EVERY = 0.4
-_LOOK_EVERY = 0.1
+_LOOK_EVERY = 0.2
 ABORT_SECONDS = 5.0
 """How long libvirt has to give a passage up when it is told to; then its line is cut."""
 CUT_SECONDS = 15.0
@@ -152,13 +152,14 @@ class Watch:
                 # new limits are given the time to show
                 tunings, track = tuned, replace(track, improved=sample.elapsed)
             track = follow(track, sample)
-            if sample.postcopy or self._is_switched_over():
+            reason = halted_for(self._host.link.queries, self._command)
+            if sample.postcopy or reason in _POSTCOPY:
                 # there is no way back for this guest, so nothing ends it but a line that stays dead
                 silent = self._silent(sample.elapsed - track.improved)
                 if silent is not None:
                     return silent
                 continue
-            ending = self._withdrawn() or self._overdue() or self._steered(track, sample)
+            ending = self._withdrawn() or self._overdue(reason) or self._steered(track, sample)
             if ending is not None and self._ended():
                 return ending
         return None
@@ -170,11 +171,10 @@ class Watch:
             return ending
         return None
 
-    def _overdue(self) -> Ending | None:
+    def _overdue(self, reason: int | None) -> Ending | None:
         """Why a switch-over has to end: QEMU answers no question in it, so no sample tells that it hangs."""
         command = self._command
-        halted = halted_for(self._host.link.queries, command) == libvirt.VIR_DOMAIN_PAUSED_MIGRATION
-        if command.copy or not halted:
+        if command.copy or reason != libvirt.VIR_DOMAIN_PAUSED_MIGRATION:
             # disks that go along are carried to their end while the guest is halted
             self._halted = None
             return None

@@ -42,7 +42,8 @@ def await_ready(command: AwaitReady, host: Host, scope: Scope) -> Done:
         seen = observe(host, domain)
         if seen.power not in ("running", "paused"):
             raise Rejected("not-ready", f"the guest is {seen.power}" + (f": {seen.reason}" if seen.reason else ""))
-        if seen.power == "running" and command.ready.by == "agent" and (named := _guest.named_addresses(domain)):
+        asks = command.ready.by == "agent" and not command.known
+        if seen.power == "running" and asks and (named := _guest.named_addresses(domain)):
             # an agent that names them has answered: one question to a guest takes as long as all the rest
             host.runs.found_at(command.vm, named)
             return Done(observed=observe(host, domain))
@@ -69,7 +70,7 @@ def _try(command: AwaitReady, domain: Any) -> str:
 
 
 def _try_each(command: AwaitReady, domain: Any, ask: Callable[[str], str]) -> str:
-    addresses = _guest.likely_addresses(domain, command.nics)
+    addresses = command.known or _guest.likely_addresses(domain, command.nics)
     if not addresses:
         return "the guest has no known address yet"
     troubles = []
@@ -100,4 +101,4 @@ def _with_addresses(command: AwaitReady, host: Host, domain: Any, scope: Scope) 
 
 
 def _addresses(command: AwaitReady, domain: Any) -> tuple[str, ...]:
-    return _guest.named_addresses(domain) or _guest.likely_addresses(domain, command.nics)
+    return command.known or _guest.named_addresses(domain) or _guest.likely_addresses(domain, command.nics)

@@ -8,9 +8,10 @@ from tests.core.drive import drive, well
 from tests.core.world import WHO, History, asked
 from vmorch.core.aggregates.host import HostUnreachable, retire
 from vmorch.core.aggregates.passage import VmResolved
-from vmorch.core.aggregates.vm import CancelRequested, StepTimedOut, Vm, VmCommand
+from vmorch.core.aggregates.vm import CancelRequested, StepTimedOut, Vm, VmCommand, VmObserved
+from vmorch.core.codec import unpack_host_command
 from vmorch.core.errors import Rejected
-from vmorch.core.hostcommands import Done, Failed, Observed
+from vmorch.core.hostcommands import AwaitReady, Done, Failed, Observed
 from vmorch.core.ids import HostId, MiB, OperationId, VmId, stream
 from vmorch.core.messages import HostCommand
 from vmorch.core.operations.create import NicRequest
@@ -329,6 +330,20 @@ def test_a_cold_migration_stops_here_and_starts_there(history: History) -> None:
     ]  # fmt: skip
     assert drive(history, vm, well, ends(ABSENT, OFF)).outcome == "succeeded"
     assert (now(history, vm).host, now(history, vm).power) == (H2, "running")
+
+
+@pytest.mark.parametrize(("cold", "known"), [(False, ("10.64.1.2",)), (True, ())])
+def test_only_a_guest_that_moves_as_it_runs_keeps_its_addresses(
+    history: History, cold: bool, known: tuple[str, ...]
+) -> None:
+    vm = vm_on_h1(history)
+    history.host("h2")
+    seen = Observed(power="running", addresses=("10.64.1.2",))
+    history.record(stream("vm", vm), VmObserved(host=H1, observed=seen))
+    operation = begin(history, vm, MigrateVm(cold=cold))
+    ready = unpack_host_command(now(history, vm).operations[operation].steps[-1].command)
+    assert isinstance(ready, AwaitReady)
+    assert ready.known == known
 
 
 def test_a_vm_that_is_off_moves_without_being_started(history: History) -> None:

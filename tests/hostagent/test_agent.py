@@ -5,14 +5,19 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from msgspec.structs import replace
-from scripted import ControlPlane, host, new_vm, provisioning, simulated, until
+from scripted import FACTS, ControlPlane, host, new_vm, provisioning, simulated, until
 
+from hostagent import watching
+from hostagent.inventory import another
 from hostagent.simulated_hypervisor import SimulatedHypervisor
 from vmorch.core.hostcommands import Answer, Done, Failed, StartDomain, StopDomain
 from vmorch.core.hypervisor import LibvirtHost, after_crash
 from vmorch.core.ids import CommandId, MiB, VmId
+from vmorch.core.spec import HostFacts
 from vmorch.wire.envelopes import Answered, Hello, Order, Seen, SeenUnmanaged
 
 
@@ -221,6 +226,41 @@ def test_a_host_that_became_another_than_it_said_says_so(tmp_path: Path) -> None
             assert hello.facts.encrypts is not facts.encrypts
 
     asyncio.run(scenario())
+
+
+def test_a_network_that_went_away_behind_the_agent_is_noticed_and_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "FULL_EVERY", 0.2)
+
+    async def scenario() -> None:
+        hypervisor = simulated()
+        async with host(tmp_path, hypervisor) as (plane, _, _):
+            facts = hypervisor.facts()
+            hypervisor.facts = lambda: replace(facts, networks=("other",))  # type: ignore[method-assign]
+            await until(lambda: _said_last(plane).networks == ("other",))
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("now", "other"),
+    [
+        ({"local_gib": 99}, False),
+        ({"local_gib": 90}, True),
+        ({"shared_gib": 10}, True),
+        ({"networks": ()}, True),
+        ({"encrypts": False}, True),
+        ({}, False),
+    ],
+)
+def test_a_host_is_another_when_anything_changed_but_a_little_of_a_size(now: dict[str, Any], other: bool) -> None:
+    said = replace(FACTS, local_gib=100, shared_gib=0, networks=("default",), encrypts=True)
+    assert another(said, replace(said, **now)) is other
+
+
+def _said_last(plane: ControlPlane) -> HostFacts:
+    return [item.facts for item in plane.items if isinstance(item, Hello)][-1]
 
 
 def test_new_credentials_are_kept(tmp_path: Path) -> None:

@@ -410,6 +410,10 @@ def test_a_guest_boots_is_asked_and_goes_off_when_asked(host: Host, vm: VmId) ->
             assert isinstance(waited, Done)
             assert waited.observed is not None
             assert waited.observed.addresses == ("10.64.99.9",)
+            # as if it had moved here from where it was found before
+            came = do(successor, AwaitReady(vm=vm, ready=ReadySpec(by="agent"), nics=(), known=("10.64.99.7",)))
+            assert came.observed is not None
+            assert came.observed.addresses == ("10.64.99.7",)
         finally:
             successor.close()
         eventually(lambda: guest_host.observe(vm).memory == 128)

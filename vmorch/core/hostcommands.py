@@ -182,11 +182,15 @@ class SetMemory(DomainCommand, frozen=True, kw_only=True):
 
 @message("host.await-ready")
 class AwaitReady(DomainCommand, frozen=True, kw_only=True):
-    """The guest is up by its own word. Fails with `not-ready` when its time is over."""
+    """The guest is up by its own word. Fails with `not-ready` when its time is over.
+
+    `known` is where a guest was that moved here as it ran: it is there still, and is not asked.
+    """
 
     label = "ready"
     ready: ReadySpec
     nics: tuple[NicSpec, ...]
+    known: tuple[str, ...] = ()
 
 
 class Passage(Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -125,7 +125,8 @@ class _Trip:
 
     def live(self) -> list[Step]:
         runs = self.vm.power == "running"
-        return [*self._arrival(), self._passage(run=runs), *self._arrived(run=runs), *self._left(), *self._up(runs)]
+        carried = [*self._arrival(), self._passage(run=runs), *self._arrived(run=runs), *self._left()]
+        return [*carried, *self._up(runs, known=self.vm.addresses)]
 
     def cold(self, *, on: bool) -> list[Step]:
         vm, source, destination = self.vm.id, self.source.id, self.destination.id
@@ -221,11 +222,11 @@ class _Trip:
             steps.append(step(source, DeleteSeed(vm=vm)))
         return steps
 
-    def _up(self, runs: bool) -> list[Step]:
+    def _up(self, runs: bool, known: tuple[str, ...] = ()) -> list[Step]:
         ready = self.spec.ready
         if not runs or ready.by == "none":
             return []
-        await_ready = AwaitReady(vm=self.vm.id, ready=ready, nics=self.spec.nics)
+        await_ready = AwaitReady(vm=self.vm.id, ready=ready, nics=self.spec.nics, known=known)
         return [step(self.destination.id, await_ready, keep=True, deadline=ready.within + 15)]
 
 
