@@ -26,8 +26,9 @@ logger = structlog.get_logger()
 
 EVERY = 5.0
 """Seconds between two looks at the fleet when nothing happens in it."""
-GATHER = 0.05
-"""Seconds between two looks at least: facts that come close together become one."""
+LEAST, MOST, SHARE = 0.005, 0.05, 9
+"""Facts that come close together become one look: after each one there is a pause of at least and at most so many
+seconds, between them so many times as long as the look took, so that looking takes a tenth of the time at most."""
 REST = 1.0
 """Seconds until an act is tried again that was refused."""
 
@@ -44,7 +45,7 @@ class Reconcile:
         self.policies = policies
         self._stir = asyncio.Event()
         self._resting: dict[str, float] = {}
-        self._looked = float("-inf")
+        self._rested = float("-inf")
 
     async def run(self) -> None:
         """Look after each change, when a policy asks for it, and every few seconds, for ever."""
@@ -69,21 +70,24 @@ class Reconcile:
                 await self._stir.wait()
         except TimeoutError:
             return
-        await self.recorder.clock.sleep(max(0.0, self._looked + GATHER - self.recorder.clock.monotonic()))
+        await self.recorder.clock.sleep(max(0.0, self._rested - self.recorder.clock.monotonic()))
 
     async def _round(self) -> float:
         """Do everything that there is to do now; seconds until the next look."""
         self._stir.clear()
-        self._looked = self.recorder.clock.monotonic()
-        wait = EVERY
+        clock = self.recorder.clock
+        wait, looking = EVERY, 0.0
         for policy in self.policies:
-            now = self.recorder.clock.now()
-            for answer in self._ask(policy, now):
+            now, began = clock.now(), clock.monotonic()
+            answers = self._ask(policy, now)
+            looking += clock.monotonic() - began
+            for answer in answers:
                 match answer:
                     case Later(at=at):
-                        wait = min(wait, max((at - now).total_seconds(), GATHER))
+                        wait = min(wait, max((at - now).total_seconds(), MOST))
                     case Act():
                         await self._do(answer)
+        self._rested = clock.monotonic() + min(MOST, max(LEAST, SHARE * looking))
         return wait
 
     def _ask(self, policy: Policy, now: datetime) -> Sequence[Answer]:
