@@ -190,7 +190,9 @@ def _nth(first: str, vm: str) -> str:
 
 
 def _confirm(session: Session, data: VerbData, vms: list[str]) -> None:
+    from cli.evidence import evidence
     from cli.shapes import Vm
+    from cli.table import pairs
     from cli.units import show_gib
 
     doing = data.verb if data.confirms == "always" else f"{data.verb} by force"
@@ -206,4 +208,6 @@ def _confirm(session: Session, data: VerbData, vms: list[str]) -> None:
         + (f" on {vm.host}" if vm.host else "")
         + (f"; disks {disks}" if disks else "")
     )
+    if vm.frozen is not None:
+        what = "\n".join([what, *pairs(evidence(vm.frozen), "  ")])
     session.confirm(what, vm.name, yes=False, asked_for="VM's name")

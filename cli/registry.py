@@ -19,7 +19,7 @@ from vmorch.core.aggregates.vm import VmCommand
 from vmorch.core.ids import GiB, MiB
 from vmorch.core.messages import COMMANDS
 
-IRREVERSIBLE = frozenset({"delete"})
+IRREVERSIBLE = frozenset({"delete", "resolve"})
 """Verbs that always want the typed name; others want it when they are told to use force."""
 
 
@@ -156,4 +156,4 @@ def _sample(field: Field) -> str:
     if field.kind == "choice":
         return field.choices[0]
     samples = {"mib": "4Gi", "gib": "40Gi", "duration": "2m", "pairs": "tier=gold", "integer": "4", "json": "'{}'"}
-    return samples.get(field.kind, "web-2" if field.name == "name" else "old")
+    return samples.get(field.kind, {"name": "web-2", "to": "hv-02", "on": "hv-02"}.get(field.name, "old"))

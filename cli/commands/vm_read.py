@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from cli.events import columns_of_events, last_events
+from cli.evidence import evidence
 from cli.listing import View, list_options, now, query_of, show_list
 from cli.output import show_document, structured
 from cli.session import Session
@@ -188,13 +189,8 @@ def describe_lines(vm: Vm, at: datetime, session: Session) -> list[str]:
 
 
 def _evidence(vm: Vm, frozen: Frozen, at: datetime, session: Session) -> list[tuple[str, str]]:
-    ends = (("Source", frozen.source), ("Destination", frozen.destination))
-    seen = [
-        (name, f"{end.host}: {end.power}" + (f" ({end.reason})" if end.reason else "")) for name, end in ends
-    ]
     return [
-        ("Why", frozen.why),
-        *seen,
+        *evidence(frozen),
         ("Since", show_time(frozen.since, at, session.times)),
         ("Way out", "it settles when both hosts answer; or, once you are sure that it runs nowhere else:"),
         ("", f'vmorch vm resolve {vm.name} {frozen.source.host} -m "why"  (or {frozen.destination.host})'),

@@ -337,6 +337,7 @@ def test_names_come_from_stdin(api: Api, vmorch: Run) -> None:
     [
         "vm delete web-1",
         "vm stop web-1 --force",
+        "vm resolve web-1 hv-02",
         "host retire hv-1",
         "image remove i",
         "token revoke t",

@@ -1,8 +1,10 @@
 """On a terminal: questions, colour, the moving line, Ctrl-C."""
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 
+import msgspec
 import pytest
 
 from tests.cli import api as make
@@ -114,6 +116,22 @@ def test_anything_else_deletes_nothing(api: Api, terminal: Start, typed: str) ->
     process.type(typed)
     assert process.end() == 6
     assert api.changes() == []
+
+
+def test_who_says_where_a_vm_is_sees_what_was_seen_of_it(api: Api, terminal: Start) -> None:
+    ends = {"source": {"host": "hv-01", "power": "unknown", "reason": "not seen"},
+            "destination": {"host": "hv-02", "power": "paused", "reason": "migration"}}  # fmt: skip
+    frozen = {"operation": "op", "why": "the source cannot be seen", "since": None, **ends}
+    known = json.loads(msgspec.json.encode(make.vm("web-1")))
+    api.on("GET /v1/vms/web-1", make.single("Vm", {**known, "frozen": frozen}))
+    api.on("POST /v1/vms/web-1/resolve", make.accepted("web-1", operation=None))
+    process = terminal("vm", "resolve", "web-1", "hv-02")
+    process.read_until("to go on: ")
+    for each in ("the source cannot be seen", "hv-01: unknown (not seen)", "hv-02: paused (migration)"):
+        assert each in process.seen
+    process.type("web-1\n")
+    assert process.end() == 0
+    assert len(api.changes()) == 1
 
 
 def test_no_input_never_asks(api: Api, terminal: Start) -> None:

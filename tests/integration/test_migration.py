@@ -199,9 +199,11 @@ def test_an_operator_may_say_where_a_frozen_vm_is_and_the_rest_is_cleared_later(
     site.host(source).power_cut()
     try:
         assert site.api.over(operation, 150)["code"] == "outcome-unknown"
-        refused = site.cli.run("vm", "resolve", "mover", destination, exits=6)
+        refused = site.cli.run("vm", "resolve", "mover", destination, "--yes", exits=6)
         assert "error[reason-missing]" in refused
-        site.cli.run("vm", "resolve", "mover", destination, "-m", "the source burnt")
+        refused = site.cli.run("vm", "resolve", "mover", destination, "-m", "the source burnt", exits=6)
+        assert "error[confirmation-missing]" in refused
+        site.cli.run("vm", "resolve", "mover", destination, "-m", "the source burnt", "--yes")
         vm = site.api.vm(mover)
         assert (vm["host"], vm["frozen"], vm["traces"]) == (destination, None, [source])
         resolved = site.api.items("/v1/events", subject="vm/mover", kind="vm.resolved")[-1]

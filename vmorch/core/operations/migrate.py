@@ -54,9 +54,9 @@ class MigrateVm(VmCommand, frozen=True, kw_only=True):
     needs = frozenset({"running", "paused", "off", "crashed"})
 
     to: Annotated[Name, Meta(description="the destination")] | None = None
-    auto: Annotated[bool, Meta(description="take the host that suits best, as without --to")] = False
     cold: Annotated[bool, Meta(description="shut the guest down here and start it there")] = False
     copy_disks: Annotated[bool, Meta(description="carry disks along that the destination does not see")] = False
+    auto: Annotated[bool, Meta(description="take the host that suits best, as without --to")] = False
     bandwidth: Bandwidth = 0
     max_downtime: Downtime = 0.3
     autoconverge: Annotated[bool, Meta(description="slow the guest down while it does not converge")] = True
