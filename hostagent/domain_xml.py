@@ -100,6 +100,27 @@ def read_disks(xml: str) -> dict[str, str]:
     return {name: file for name, _, file in written}
 
 
+def read_host_devices(xml: str) -> tuple[str, ...]:
+    """What a domain holds of its host, such as `pci 0000:3b:00.0`, which cannot leave with it. vmorch gives a domain
+    none, but whoever does it by hand shall hear of it before the guest moves."""
+    found = _parse(xml)
+    if found is None:
+        return ()
+    held = [*found.iterfind("devices/hostdev"), *found.iterfind("devices/interface[@type='hostdev']")]
+    return tuple(_host_device(each) for each in held)
+
+
+def _host_device(held: _Element) -> str:
+    kind = held.get("type", "device") if held.tag == "hostdev" else "pci"
+    address = held.find("source/address")
+    if address is None:
+        return kind
+    at = {str(name): address.get(name, "").removeprefix("0x") for name in sorted(address.keys())}
+    if "slot" in at:
+        return f"{kind} {at.get('domain', '0000')}:{at.get('bus', '00')}:{at['slot']}.{at.get('function', '0')}"
+    return f"{kind} " + " ".join(f"{name} {value}" for name, value in at.items())
+
+
 def read_machine(xml: str | None) -> str:
     """The machine type in a domain's configuration; without one, the newest that the host has."""
     found = None if xml is None else _parse(xml)

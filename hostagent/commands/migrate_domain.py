@@ -4,6 +4,7 @@ The answer tells how that call ended, not where the guest is. If the agent stops
 itself, and whoever asks later follows it to its end.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import libvirt
@@ -14,7 +15,7 @@ from hostagent.commands._domain import find, observe, observe_vm
 from hostagent.commands._errors import refusal_of
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import read_disks
+from hostagent.domain_xml import read_disks, read_host_devices
 from hostagent.hypervisor import Scope
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, MigrateDomain, Observed
@@ -77,18 +78,26 @@ def _check_can_leave(command: MigrateDomain, host: Host, domain: Any, seen: Obse
         raise Rejected("busy", "libvirt hangs in an earlier migration of the domain")
     if seen.reason in HALTED:
         raise Rejected("migration-failed", f"the domain is halted for {seen.reason}; it may run on another host")
+    found = tuple(_blockers(command, host, domain, seen))
+    if found:
+        raise Rejected("migration-failed", "; ".join(found), facts={"blockers": found})
+
+
+def _blockers(command: MigrateDomain, host: Host, domain: Any, seen: Observed) -> Iterator[str]:
+    """Everything that keeps the guest here, each in words."""
+    xml = domain.XMLDesc(0)
     local = str(host.layout.vm("local", command.vm))
-    disks = read_disks(domain.XMLDesc(0)).items()
+    disks = read_disks(xml).items()
     left = [name for name, path in disks if path.startswith(f"{local}/") and name not in command.copy]
     if left:
-        raise Rejected("migration-failed", f"disk {', '.join(left)} is on local storage and would stay behind")
+        yield f"disk {', '.join(left)} is on local storage and would stay behind"
+    if held := read_host_devices(xml):
+        yield f"it holds devices of its host: {', '.join(held)}"
     if command.copy and (domain.snapshotNum() or domain.listAllCheckpoints()):
-        raise Rejected("migration-failed", "its snapshots and checkpoints are inside of its disks: a copy has none")
+        yield "its snapshots and checkpoints are inside of its disks: a copy has none"
     old = host.link.calls.getVersion() < _ACTIVATES_PAUSED_GUESTS
     if seen.power == "paused" and old and host.runs.of(command.vm).arrival:
-        raise Rejected(
-            "migration-failed", "the guest came here paused and has not run since; this QEMU would lose it: resume it"
-        )
+        yield "the guest came here paused and has not run since; this QEMU would lose it: resume it"
 
 
 def _unpack_if_still_here(command: MigrateDomain, host: Host) -> None:

@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from hostagent.domain_xml import Definition, build, digest, read_figures, read_machine, read_marker
+from hostagent.domain_xml import (
+    Definition,
+    build,
+    digest,
+    read_figures,
+    read_host_devices,
+    read_machine,
+    read_marker,
+)
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import GiB, MiB, VmId
 from vmorch.core.spec import DiskSpec, NicSpec, SeedSpec, VmSpec
@@ -85,6 +93,19 @@ def test_the_chosen_machine_type_is_kept_and_is_no_part_of_the_definition() -> N
     assert read_machine(None) == "q35"
     assert digest(FULL) == digest(replace(FULL, machine="pc-q35-9.0"))
     assert digest(FULL) != digest(SMALL)
+
+
+def test_devices_of_the_host_in_a_domain_are_named_as_lspci_and_lsusb_do() -> None:
+    pci = "<source><address domain='0x0000' bus='0x3b' slot='0x00' function='0x1'/></source>"
+    usb = "<source><address bus='1' device='4'/></source>"
+    held = (
+        f"<hostdev mode='subsystem' type='pci'>{pci}</hostdev><hostdev mode='subsystem' type='usb'>{usb}</hostdev>"
+        f"<interface type='hostdev'>{pci}</interface><hostdev mode='subsystem' type='usb'/>"
+    )
+    xml = build(FULL)
+    assert read_host_devices(xml) == ()
+    theirs = xml.replace("</devices>", f"{held}</devices>")
+    assert read_host_devices(theirs) == ("pci 0000:3b:00.1", "usb bus 1 device 4", "usb", "pci 0000:3b:00.1")
 
 
 def test_a_foreign_or_broken_marker_is_none() -> None:
