@@ -120,8 +120,9 @@ def test_a_repeated_order_is_done_once_and_its_answer_is_told_again(tmp_path: Pa
             for _ in range(3):
                 before = len(plane.items)
                 assert (await plane.send(order)).accepted
+                await _longer(plane, before)
                 # an answer that is not confirmed yet is on its way still, and is not told again
-                await until(lambda: len(plane.items) > before and not process.journal.unconfirmed(1, 1))
+                await until(lambda: not process.journal.unconfirmed(1, 1))
             assert _times(plane, order.id) == 4
             assert hypervisor.begun[command.kind] == 1
             assert len(set(map(repr, plane.items[1:]))) == 1
@@ -481,6 +482,10 @@ def test_an_agent_that_is_told_to_stop_lets_running_orders_end(tmp_path: Path) -
 
 async def _answered(plane: ControlPlane, order: Order) -> None:
     await until(lambda: order.id in plane.answers())
+
+
+async def _longer(plane: ControlPlane, items: int) -> None:
+    await until(lambda: len(plane.items) > items)
 
 
 def _full_disk(id: CommandId, vm: VmId | None, answer: Answer) -> None:
