@@ -171,17 +171,17 @@ def _switch_over(trip: RealTrip, going: Leaving) -> None:
     assert (there.reason, trip.here.observe(trip.vm).reason) == ("postcopy", "postcopy")
 
 
-def test_a_line_that_breaks_after_the_switch_over_is_mended_or_leaves_both_halves(guest: RealTrip) -> None:
+def test_a_switched_over_guest_outlives_a_break_of_its_line(guest: RealTrip) -> None:
     guest.ready()
     do(guest.there, arrival(guest))
     going = Leaving(guest, replace(guest.endless, on_stall="postcopy"))
     _switch_over(guest, going)
     with domain_on(guest.here.host, guest.vm) as domain:
         domain.abortJobFlags(libvirt.VIR_DOMAIN_ABORT_JOB_POSTCOPY)
-    _mended_or_left(guest, going)
+    _outlived(guest, going, 120)
 
 
-def test_a_cable_pulled_after_the_switch_over_is_outlived_or_leaves_both_halves(guest: RealTrip) -> None:
+def test_a_switched_over_guest_outlives_a_pulled_cable(guest: RealTrip) -> None:
     guest.ready()
     do(guest.there, arrival(guest))
     going = Leaving(guest, replace(guest.endless, on_stall="postcopy"))
@@ -191,23 +191,14 @@ def test_a_cable_pulled_after_the_switch_over_is_outlived_or_leaves_both_halves(
         until(lambda: guest.here.observe(guest.vm).reason == "postcopy failed")
     finally:
         guest.there.host.restore_link()
-    _mended_or_left(guest, going)
+    _outlived(guest, going, 140)
 
 
-def _mended_or_left(trip: RealTrip, going: Leaving) -> None:
-    """libvirt 9.0 cannot ask a QEMU whose main loop waits for a page to take its passage up again; then nothing can."""
-    ended = going.end(170)
-    if isinstance(ended, Done):
-        claimed = do(trip.there, ClaimDomain(vm=trip.vm, spec=trip.spec, run=True))
-        assert (claimed.power, claimed.reason) == ("running", "")
-        trip.ticked_once_and_goes_on()
-        return
-    failed(ended, "migration-failed")
-    here, there = trip.here.observe(trip.vm), trip.there.observe(trip.vm)
-    assert (here.power, here.reason) == ("paused", "postcopy failed")
-    assert (there.power, there.reason) == ("running", "postcopy failed")
-    for command in (StartDomain(vm=trip.vm), ResumeDomain(vm=trip.vm)):
-        failed(trip.here.execute(command, scope()), "libvirt-refused")
+def _outlived(trip: RealTrip, going: Leaving, within: float) -> None:
+    assert isinstance(going.end(within), Done)
+    claimed = do(trip.there, ClaimDomain(vm=trip.vm, spec=trip.spec, run=True))
+    assert (claimed.power, claimed.reason) == ("running", "")
+    trip.ticked_once_and_goes_on()
 
 
 def test_a_half_whose_other_half_died_is_cut_off_and_never_resumed(guest: RealTrip) -> None:
