@@ -14,12 +14,12 @@ from vmorch.core.ids import Position, Stream
 from vmorch.core.records import Append, NewEvent, Recorded, StreamAppend
 
 EVENTS_OF_A_CLUSTER = 20_000
-_IDS = re.compile(rb'"(vm-vm-|host-h|op-|session-h)')
+_IDS = re.compile(rb'"(vm-vm-|host-h|op-|session-h|drain-)')
 
 
-def log(events: int, *, seed: int = 7) -> Iterator[Recorded]:
-    """Exactly `events` records with gapless positions; all clusters live at the same time."""
-    clusters = -(-events // EVENTS_OF_A_CLUSTER)
+def log(events: int, *, seed: int = 7, clusters: int | None = None) -> Iterator[Recorded]:
+    """Exactly `events` records with gapless positions; all clusters live at the same time, eight VMs in each."""
+    clusters = clusters or -(-events // EVENTS_OF_A_CLUSTER)
     facts = random_history(seed, -(-events // clusters)).facts
     template = [(fact, encode(fact.event, fact.meta)) for fact in facts]
     position = 0
@@ -42,7 +42,7 @@ def log(events: int, *, seed: int = 7) -> Iterator[Recorded]:
 
 
 def _renamed(id: str, cluster: int) -> str:
-    found = re.match(r"vm-vm-|host-h|image-", id)
+    found = re.match(r"vm-vm-|host-h|image-|drain-", id)
     assert found is not None, id
     return f"{found[0]}r{cluster}-{id[found.end() :]}"
 

@@ -26,8 +26,8 @@ from deploy.lab.control_node import UnixConnection
 from deploy.lab.images import cached_tiny
 from deploy.lab.lab import Lab
 from deploy.lab.operator import cache_directory
+from vmorch.core.aggregates.vm import mac_address
 from vmorch.core.ids import GiB, MiB, VmId
-from vmorch.core.operations.create import mac_address
 from vmorch.core.spec import DiskSpec, ImagePin, NicSpec, ReadySpec, SeedSpec, VmSpec
 
 PATIENCE = 60.0

@@ -20,19 +20,25 @@ PAGE = 1000
 
 
 class Client:
-    """The API as the caller of these settings. Safe to share between threads."""
+    """The API as the caller of these settings. Safe to share between threads.
 
-    def __init__(self, settings: Settings, trace: Trace | None = None) -> None:
+    `as_of` is the moment that every read asks about; without it that is now.
+    """
+
+    def __init__(self, settings: Settings, trace: Trace | None = None, as_of: str | None = None) -> None:
         headers = {"User-Agent": "vmorch-cli"}
         if settings.token:
             headers["Authorization"] = f"Bearer {settings.token}"
         self._reason = settings.reason.strip()
+        self._as_of = as_of
         self.transport = Transport(parse_address(settings.api), headers, trace)
 
     def get(
         self, path: str, query: Query | None = None, *, limit: float = 60.0, patient: bool = True
     ) -> Answer:
         """A document. `limit` in seconds."""
+        if self._as_of is not None:
+            query = {**(query or {}), "asOf": self._as_of}
         return self.transport.request("GET", path, query=query, limit=limit, patient=patient)
 
     def single(self, path: str, shape: type[T]) -> "Single[T]":
@@ -78,10 +84,13 @@ class Client:
         limit: float = 60.0,
     ) -> Answer:
         """Ask for a change. The same request id asks for the same change, however often it is sent."""
+        query: dict[str, str | bool] = {"dryRun": True} if dry_run else {}
+        if self._as_of is not None:
+            query["asOf"] = self._as_of
         return self.transport.request(
             method,
             path,
-            query={"dryRun": True} if dry_run else None,
+            query=query or None,
             body=msgspec.json.encode(body),
             headers=self.change_headers(request_id),
             limit=limit,

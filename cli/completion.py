@@ -3,7 +3,6 @@
 Must never print, ask, retry or take longer than its budget.
 """
 
-import hashlib
 import os
 import sys
 import time
@@ -38,7 +37,28 @@ def names(ctx: click.Context, noun: str, incomplete: str) -> list[Any]:
     return [CompletionItem(name) for name in known if name.startswith(incomplete)]
 
 
+def complete_vm(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The names of VMs."""
+    return names(ctx, "vms", incomplete)
+
+
+def complete_host(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The names of hosts."""
+    return names(ctx, "hosts", incomplete)
+
+
+def complete_snapshot(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+    """The names of the snapshots of the VM that was typed before."""
+    from cli.transport import quote
+
+    # after an option without its value yet, click has sorted nothing
+    vm = ctx.params.get("vm") or next((each for each in ctx.args if not each.startswith("-")), None)
+    return names(ctx, f"vms/{quote(vm)}/snapshots", incomplete) if isinstance(vm, str) else []
+
+
 def _cached(session: Session, noun: str) -> list[str]:
+    import hashlib  # here, because commands that change something name these functions
+
     settings = session.settings
     key = hashlib.sha256(f"{settings.api}\0{settings.token}\0{noun}".encode()).hexdigest()[:24]
     path = _cache_dir() / f"{key}.json"
@@ -50,7 +70,9 @@ def _cached(session: Session, noun: str) -> list[str]:
     from cli.client import decode
     from cli.shapes import Listing
 
-    answer = session.client.get(f"/v1/{noun}", {"limit": 1000}, limit=BUDGET, patient=False)
+    # what belongs to one thing comes whole
+    query = None if "/" in noun else {"limit": 1000}
+    answer = session.client.get(f"/v1/{noun}", query, limit=BUDGET, patient=False)
     found = [each.name for each in decode(answer.body, Listing[_Named]).items]
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}")

@@ -3,7 +3,7 @@
 A new operation needs nothing here. Must not name any verb, nor import what is needed only once the API was asked.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
@@ -38,27 +38,50 @@ KINDS: dict[Kind, Any] = {
 """The parameter type of each kind; a choice has one of its own."""
 
 
-def command_for(data: VerbData) -> Verb:
-    """The command line of one verb.
+Body = dict[str, Any]
+Confirm = Callable[[Session, VerbData, list[str], Body], None]
+"""Asks whether this shall be done to these VMs. Raises Problem `confirmation-missing`."""
+Bare = Callable[[Session, Sequence[str]], None]
+"""What is done with VMs of which nothing is asked."""
+
+
+Complete = Callable[[click.Context, click.Parameter, str], list[Any]]
+"""What a field may be, from what was typed of it."""
+
+
+def command_for(
+    data: VerbData,
+    *,
+    confirm: Confirm | None = None,
+    bare: Bare | None = None,
+    complete: Mapping[str, Complete] | None = None,
+) -> Verb:
+    """The command line of one verb. `confirm` asks in its own way; `bare` is for a line that asks for nothing;
+    `complete` knows what some fields may be.
 
     A verb whose fields all have defaults takes several VMs; one that must be told something takes one VM and
     then those things.
     """
     required = [field for field in data.fields if field.required]
     params: list[click.Parameter] = [_subjects(several=not required)]
-    params += [click.Argument([field.name], type=_type(field), required=True) for field in required]
+    params += [
+        click.Argument(
+            [field.name], type=_type(field), required=True, shell_complete=(complete or {}).get(field.name)
+        )
+        for field in required
+    ]
     params += [_option(field) for field in data.fields if not field.required]
     if not required:
         params += _selection()
 
     def run(**values: Any) -> None:
-        _run(data, values)
+        _run(data, values, confirm or _confirm, bare)
 
     change_options(confirms=data.confirms is not None)(run)
     made: list[click.Parameter] = list(getattr(run, "__click_params__", []))
     params += reversed(made)
     return Verb(
-        data.verb,
+        data.place.rpartition(" ")[2] or data.verb,
         params=params,
         callback=run,
         help=data.help,
@@ -115,7 +138,7 @@ def _selection() -> list[click.Parameter]:
     ]
 
 
-def body_of(data: VerbData, values: Mapping[str, Any]) -> dict[str, Any]:
+def body_of(data: VerbData, values: Mapping[str, Any]) -> Body:
     """The request's body: what was typed and nothing else. Raises Problem `bad-request` with the field's name."""
     body: dict[str, Any] = {}
     for field in data.fields:
@@ -146,20 +169,24 @@ def _check(body: dict[str, Any], limits: Mapping[str, Mapping[str, Any]]) -> Non
         raise Problem(refusal.code, f"{name}: {detail}" if name else detail) from error
 
 
-def _run(data: VerbData, values: dict[str, Any]) -> None:
+def _run(data: VerbData, values: dict[str, Any], confirm: Confirm, bare: Bare | None) -> None:
     session = click.get_current_context().ensure_object(Session)
-    if not values.get("dry_run"):
-        session.demand_reason()
     body = body_of(data, values)
+    looks = bare is not None and not body
+    if not values.get("dry_run") and not looks:
+        session.demand_reason()
     asked = values["vms"] if "vms" in values else (values["vm"],)
     vms = choose(session, asked, dict(values.get("selector") or ()))
     if not vms:
         raise click.UsageError(
             "which VM? give names, 'patterns*' or -l key=value", click.get_current_context()
         )
+    if bare is not None and looks:
+        bare(session, vms)
+        return
     destroys = data.confirms == "always" or (data.confirms == "force" and body.get("force"))
     if destroys and not values.get("dry_run") and not values["yes"]:
-        _confirm(session, data, vms)
+        confirm(session, data, vms, body)
     requests = [_request(session, data, vm, body, index) for index, vm in enumerate(vms)]
     if values.get("dry_run"):
         from cli.plans import show_plan
@@ -189,7 +216,7 @@ def _nth(first: str, vm: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{first}/{vm}"))
 
 
-def _confirm(session: Session, data: VerbData, vms: list[str]) -> None:
+def _confirm(session: Session, data: VerbData, vms: list[str], body: Body) -> None:
     from cli.evidence import evidence
     from cli.shapes import Vm
     from cli.table import pairs

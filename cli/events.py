@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 import msgspec
 
 from cli.client import Client
 from cli.session import Session
-from cli.shapes import Event
+from cli.shapes import Event, Listing
 from cli.table import Column
 from cli.units import show_time
 
@@ -45,10 +46,15 @@ def subject_of(event: Event) -> str:
 
 def what(event: Event) -> str:
     """The event's own fields and its reason on one line, cut where they grow long."""
-    said = ", ".join(_parts(event.data))
-    if len(said) > WHAT_WIDTH:
-        said = said[: WHAT_WIDTH - 3] + "..."
-    return f'{said} "{event.reason}"'.strip() if event.reason else said
+    text = said(event.data)
+    if len(text) > WHAT_WIDTH:
+        text = text[: WHAT_WIDTH - 3] + "..."
+    return f'{text} "{event.reason}"'.strip() if event.reason else text
+
+
+def said(data: Any) -> str:
+    """Plain fields on one line."""
+    return ", ".join(_parts(data))
 
 
 def _parts(data: Any) -> list[str]:
@@ -73,6 +79,47 @@ def _short(value: str) -> str:
     if _UUID.fullmatch(value):
         return f"..{value[-8:]}"
     return f"{value[:12]}.." if _SECRETIVE.fullmatch(value) else value
+
+
+def tree(session: Session, causes: Sequence[Event]) -> list[str]:
+    """A chain of causes with who began it at the top, and each event below what it follows from."""
+    return [branch(session, event, depth) for depth, event in enumerate(reversed(causes))]
+
+
+def branch(session: Session, event: Event, depth: int) -> str:
+    """One event of a tree, so many causes below the one that began it."""
+    at = event.time.astimezone(UTC if session.times == "utc" else None).strftime("%Y-%m-%d %H:%M:%S")
+    # a long operation would walk out of the window
+    mark = "  " * min(depth - 1, 12) + "└ " if depth else ""
+    line = f"{mark}{event.kind}  {subject_of(event)}  {event.actor}  {what(event)}".rstrip()
+    return f"{event.position:>8}  {at}  {line}"
+
+
+class Forest:
+    """Events as trees of their causes, fed in log order. What an event follows from and nobody showed yet is fetched
+    and shown above it."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._depths: dict[int, int] = {}
+
+    def grown(self, event: Event) -> list[str]:
+        """The lines of an event and of its causes that were not shown yet, who began it at the top."""
+        if event.position in self._depths:
+            return []
+        chain = [event]
+        if event.parent is not None and event.parent not in self._depths:
+            answer = self._session.client.get(f"/v1/events/{event.position}/causes")
+            chain = msgspec.json.decode(answer.body, type=Listing[Event]).items
+        new = list(takewhile(lambda each: each.position not in self._depths, chain))
+        above = chain[len(new)].position if len(new) < len(chain) else event.parent
+        depth = 0 if above is None else self._depths.get(above, -1) + 1
+        found = []
+        for each in reversed(new):
+            self._depths[each.position] = depth
+            found.append(branch(self._session, each, depth))
+            depth += 1
+        return found
 
 
 def last_events(client: Client, subject: str, count: int) -> Sequence[Event]:

@@ -13,12 +13,13 @@ from typing import TypeVar
 from msgspec import Struct
 
 from cli.client import Client, decode
-from cli.pace import show_pace
+from cli.pace import show_copying, show_pace
 from cli.problems import INTERRUPTED, Problem
 from cli.shapes import Operation, Vm
 from cli.terminal import Terminal
 from cli.transport import Away, quote
 from cli.units import show_seconds
+from vmorch.core.codes import code_of
 
 State = TypeVar("State")
 
@@ -199,7 +200,8 @@ class _Steps:
         """What is new in this state of the operation."""
         width = max((len(step.label) for step in operation.steps), default=0)
         self._running = None
-        self._pace = f"  {show_pace(operation.pace)}" if operation.pace is not None else ""
+        show = show_copying if operation.verb == "backup" else show_pace
+        self._pace = f"  {show(operation.pace)}" if operation.pace is not None else ""
         # while undoing, the last step comes back first
         undoing = any(step.state in ("undone", "undoing") for step in operation.steps)
         for step in reversed(operation.steps) if undoing else operation.steps:
@@ -286,6 +288,9 @@ _HINTS = {
     "libvirt-away": "vmorch doctor",
     "no-domain": "vmorch vm describe {vm}",
     "disk-full": "vmorch host list -o wide",
+    "freeze-failed": "vmorch vm snapshot create {vm}   (without --quiesce: as after a power cut)",
+    "thaw-failed": "vmorch vm reboot {vm} --force, or in the guest: fsfreeze --unfreeze PATH",
+    "memory-damaged": "vmorch vm snapshot list {vm}",
 }
 
 
@@ -304,11 +309,16 @@ def failure(operation: Operation) -> Problem | None:
         "stuck": "stopped here; what it had done is still in place",
     }.get(operation.state, operation.state)
     facts["operation"] = operation.id
+    said = operation.message or operation.state
+    if operation.blockers:
+        facts["blockers"] = operation.blockers
+        # a line for each, instead of all of them in one
+        said = code_of(code).title if said.startswith(operation.blockers[0]) else said
     what = f"{operation.verb} {operation.vm_name or operation.vm}"
     hint = _HINTS.get(code, "")
     return Problem(
         code,
-        f"{what}: {operation.message or operation.state}",
+        f"{what}: {said}",
         hint=hint.format(vm=operation.vm_name or operation.vm),
         facts=facts,
         instance=operation.id,

@@ -15,12 +15,12 @@ import msgspec
 from msgspec import Struct
 
 from cli.client import decode
-from cli.output import merge_pages, show_document, show_rows, structured
+from cli.output import as_csv, merge_pages, show_document, show_rows, structured
 from cli.problems import Problem
 from cli.session import Session
 from cli.table import Column
 from cli.transport import Query
-from cli.verbs import PAIR, SectionOption
+from cli.verbs import PAIR, SectionOption, diff_option, past_option
 
 Row = TypeVar("Row")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -31,13 +31,16 @@ STEADY = 0.25
 """The least time between two looks while watching, in seconds."""
 
 
-def list_options(*, labels: bool = True, watch: bool = True) -> Callable[[F], F]:
+def list_options(*, labels: bool = True, watch: bool = True, diff: bool = False) -> Callable[[F], F]:
     """The flags of list commands."""
 
     def add(function: F) -> F:
         section = {"cls": SectionOption, "section": "Selection"}
         if watch:
             function = click.option("-w", "--watch", is_flag=True, help="Stay and show changes.")(function)
+        function = past_option(function)
+        if diff:
+            function = diff_option(function)
         function = click.option("--no-headers", is_flag=True, help="No header line.")(function)
         function = click.option(
             "--min-position",
@@ -97,13 +100,23 @@ def show_list(
     session: Session, view: View[Row], query: Query, *, headers: bool = True, watch: bool = False
 ) -> None:
     """Fetch and show a list; with `watch` stay until Ctrl-C."""
-    if watch:
+    if session.flags.diff is not None:
+        from cli.differences import differences_of_list
+
+        differences_of_list(session, view.noun.lower(), query)
+    elif watch:
+        if session.flags.as_of is not None:
+            raise Problem("bad-request", "the past does not change: --watch is for now", hint="leave out --as-of")
         _watch(session, view, query, headers=headers)
-    elif structured(session):
+    elif not as_csv(session) and structured(session):
         show_document(session, merge_pages(list(session.client.bodies(view.path, query))))
     else:
-        rows = [row for page in session.client.pages(view.path, query, view.shape) for row in page.items]
-        show_rows(session, rows, view.columns(now()), view.name, headers=headers)
+        pages = list(session.client.pages(view.path, query, view.shape))
+        rows = [row for page in pages for row in page.items]
+        at = pages[0].asOf.time if session.flags.as_of is not None else None
+        show_rows(session, rows, view.columns(at or now()), view.name, headers=headers)
+        if at is not None:
+            session.terminal.note(f"as of {at:%Y-%m-%d %H:%M:%S} UTC (@{pages[0].asOf.position})")
         _footer(session, view, rows)
 
 

@@ -29,7 +29,7 @@ def see_through(session: Session, request: Request, answer: Answer, waiting: Wai
     if problem is not None:
         raise problem
     if not structured(session):
-        _say(session, receipt.name or request.name, _sentence(session, receipt, end))
+        _say(session, *_told(session, receipt, request, end))
 
 
 def _show_receipt(session: Session, receipt: Accepted, request: Request, body: bytes) -> None:
@@ -50,14 +50,50 @@ def _say(session: Session, name: str, sentence: str) -> None:
         session.terminal.out(sentence)
 
 
-def _sentence(session: Session, receipt: Accepted, end: End) -> str:
-    """One line about the VM after the change."""
+def _told(session: Session, receipt: Accepted, request: Request, end: End) -> tuple[str, str]:
+    """The name of what was changed, and one line about it."""
     name = receipt.name or receipt.subject
-    if end.operation.verb == "delete":
-        return f"{name} is deleted"
-    vm = end.vm or _look(session, receipt)
+    verb = end.operation.verb
+    if verb in ("backup", "verify-backup", "delete-backup"):
+        return _told_of_backup(session, request, end)
+    if request.label.startswith("volume."):
+        from cli.volumes import became
+
+        return request.name, became(request.name, verb, end.operation.vm_name)
+    vm = None if verb == "delete" else end.vm or _look(session, receipt)
+    if vm is not None and verb in ("snapshot", "delete-snapshot"):
+        from cli import snapshots
+
+        return snapshots.taken(vm, end.operation) if verb == "snapshot" else snapshots.deleted(vm, end.operation)
     if vm is None:
-        return f"{name}: done"
+        return receipt.name or request.name, f"{name} is deleted" if verb == "delete" else f"{name}: done"
+    said = _sentence(vm, end)
+    if verb == "rollback":
+        from cli.snapshots import way_forward
+
+        said += way_forward(vm, end.operation)
+    return receipt.name or request.name, said
+
+
+def _told_of_backup(session: Session, request: Request, end: End) -> tuple[str, str]:
+    from cli.backup_shapes import Backup
+    from cli.backups import taken
+
+    match end.operation.verb:
+        case "verify-backup":
+            return request.name, f"a VM can be had back from backup {request.name}"
+        case "delete-backup":
+            return request.name, f"backup {request.name} is deleted"
+    try:
+        found = session.client.single(f"/v1/backups/{quote(end.operation.id)}", Backup).item
+    except Problem as problem:
+        # it was taken; that it cannot be seen now does not change it
+        session.trace(f"no summary: {problem}") if session.flags.debug else None
+        return request.name, f"{request.name} is backed up"
+    return found.name, taken(found)
+
+
+def _sentence(vm: Vm, end: End) -> str:
     where = f" on {vm.host}" if vm.host else ""
     at = f" at {', '.join(vm.addresses)}" if vm.addresses and vm.state == "running" else ""
     later = f"; from its next start: {', '.join(vm.pending)}" if vm.pending else ""

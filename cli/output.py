@@ -15,8 +15,15 @@ from cli.table import Column, lines
 Row = TypeVar("Row")
 
 
+def as_csv(session: Session) -> bool:
+    """Whether the answer is for a spreadsheet."""
+    return session.settings.output == "csv" and session.flags.query is None
+
+
 def structured(session: Session) -> bool:
-    """Whether the answer is for programs."""
+    """Whether the answer is for programs. Raises Problem for CSV, which only lists come as."""
+    if as_csv(session):
+        raise Problem("bad-request", "this is no list: only lists come as CSV", hint="add -o json")
     return session.flags.query is not None or session.settings.output in ("json", "jsonl", "yaml")
 
 
@@ -44,6 +51,9 @@ def show_rows(
 ) -> None:
     """Rows as a table, or as their names only."""
     output = session.settings.output
+    if output == "csv":
+        session.terminal.out_bytes(_csv(columns, rows, headers=headers))
+        return
     if output == "name":
         if rows:
             session.terminal.out("\n".join(name(row) for row in rows))
@@ -52,6 +62,24 @@ def show_rows(
         return
     text = lines(columns, rows, wide=output == "wide", headers=headers, paint=session.terminal.paint)
     session.terminal.out("\n".join(text))
+
+
+def _csv(columns: Sequence[Column[Row]], rows: Sequence[Row], *, headers: bool) -> bytes:
+    """All columns, the wide ones too, as RFC 4180 has it."""
+    import csv
+    import io
+
+    text = io.StringIO()
+    writer = csv.writer(text)
+    if headers:
+        writer.writerow([column.header for column in columns])
+    writer.writerows([_unformulaic(column.cell(row)) for column in columns] for row in rows)
+    return text.getvalue().encode()
+
+
+def _unformulaic(text: str) -> str:
+    """What a spreadsheet would compute is shown to it as text (OWASP, CSV injection)."""
+    return f"'{text}" if text[:1] in ("=", "+", "@", "\t", "\r") or (text[:1] == "-" and text != "-") else text
 
 
 def merge_pages(bodies: Sequence[bytes]) -> bytes:

@@ -16,6 +16,18 @@ def show_pace(pace: Pace) -> str:
     return "  ".join(parts) + f"; {_verdict(pace)}"
 
 
+def show_copying(pace: Pace) -> str:
+    """The same for disks that are copied: `[####....]  6.1Gi left at 1.1Gi/s, about 8s`."""
+    if pace.remaining is None:
+        return "begins"
+    if not pace.remaining:
+        return "copied; what was written is being read back"
+    said = f"[{_bar(pace)}]  {show_bytes(pace.remaining)} left"
+    if not pace.bandwidth:
+        return said
+    return f"{said} at {show_bytes(pace.bandwidth)}/s, about {show_seconds(pace.remaining / pace.bandwidth)}"
+
+
 def _bar(pace: Pace) -> str:
     if not pace.total or pace.remaining is None:
         return "." * BAR

@@ -31,6 +31,11 @@ def plan_lines(plan: Plan, request: Request, paint: table.Paint) -> list[str]:
         found += [f"  {index}  {label}" for index, label in enumerate(plan.steps, 1)]
     else:
         found.append("No host is involved; only the record changes.")
+    if plan.rollback is not None:
+        from cli.snapshots import prospect_rows
+
+        found.append(f"Back to {plan.rollback.to}")
+        found += table.pairs(prospect_rows(plan.rollback), "  ")
     if plan.verdicts:
         found.append("Hosts")
         found += [f"  {line}" for line in table.lines(_VERDICTS, plan.verdicts, paint=paint)]

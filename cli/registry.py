@@ -1,6 +1,7 @@
 """The verbs on a VM, from the registry of commands to data. Runs when `verbs.json` is written, never for an operator.
 
-A new operation needs nothing here. Must not name any verb, apart from those that nobody can take back.
+A new operation needs nothing here. Must not name any verb, apart from those that nobody can take back and those that
+do not stand among the others.
 """
 
 import types
@@ -9,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import msgspec
-from msgspec import NODEFAULT, Meta
+from msgspec import NODEFAULT, Meta, Struct
 
 import vmorch.core.operations  # noqa: F401  registers the verbs
 from cli.limits import essence
@@ -19,14 +20,65 @@ from vmorch.core.aggregates.vm import VmCommand
 from vmorch.core.ids import GiB, MiB
 from vmorch.core.messages import COMMANDS
 
-IRREVERSIBLE = frozenset({"delete", "resolve"})
+IRREVERSIBLE = frozenset({"delete", "delete-snapshot", "resolve"})
 """Verbs that always want the typed name; others want it when they are told to use force."""
+
+WRITTEN = frozenset({"rollback"})
+"""Verbs whose command line is written by hand."""
+
+
+class Place(Struct, frozen=True):
+    """Where an operator finds a verb that stands in a group of its own, and lines that he can type there."""
+
+    path: str
+    examples: tuple[str, ...]
+
+
+PLACES = {
+    "snapshot": Place(
+        "snapshot create",
+        (
+            "vmorch vm snapshot create web-1",
+            "vmorch vm snapshot create db-1 --name pre-upgrade --quiesce",
+            "vmorch vm snapshot create db-1 --memory --description 'before CHG-2211'",
+            "vmorch vm snapshot create 'web-*' -l tier=test --name pre-upgrade",
+        ),
+    ),
+    "backup": Place(
+        "backup create",
+        (
+            "vmorch vm backup create web-1",
+            "vmorch vm backup create db-1 --name db-1-nightly --quiesce",
+            "vmorch vm backup create db-1 --full --to offsite -m CHG-2211",
+            "vmorch vm backup create -l tier=gold --max-parallel 2",
+        ),
+    ),
+    "delete-snapshot": Place(
+        "snapshot delete",
+        (
+            "vmorch vm snapshot delete db-1 pre-upgrade",
+            "vmorch vm snapshot delete db-1 pre-upgrade --with-children",
+        ),
+    ),
+    "set-snapshot-policy": Place(
+        "snapshot policy",
+        (
+            "vmorch vm snapshot policy db-1",
+            "vmorch vm snapshot policy db-1 --every 1h --hourly 12 --daily 7",
+            "vmorch vm snapshot policy -l tier=gold --every 6h --last 4 --quiesce",
+            "vmorch vm snapshot policy db-1 --off",
+        ),
+    ),
+}
+"""Verbs that stand in a group below `vm`."""
 
 
 def verbs_json() -> str:
     """Everything that can be asked of a VM, as a file."""
     found = {
-        command.verb: derive(command) for command in COMMANDS.values() if issubclass(command, VmCommand)
+        command.verb: derive(command)
+        for command in COMMANDS.values()
+        if issubclass(command, VmCommand) and command.verb not in WRITTEN
     }
     return msgspec.json.format(msgspec.json.encode(found), indent=2).decode() + "\n"
 
@@ -37,13 +89,15 @@ def derive(command: type[VmCommand]) -> VerbData:
     pairs = [(field, _field(field, hints[field.name])) for field in msgspec.structs.fields(command)]
     doc = (command.__doc__ or "").strip().splitlines()
     text = f"{command.summary}.\n\n{' '.join(line.strip() for line in doc)}"
+    place = PLACES.get(command.verb)
     return VerbData(
         verb=command.verb,
+        place="" if place is None else place.path,
         summary=command.summary,
         help=text.replace("`", ""),
         confirms=_confirms(command),
         fields=tuple(field for _, field in pairs),
-        examples=tuple(_examples(command.verb, pairs)),
+        examples=tuple(_examples(command.verb, pairs)) if place is None else place.examples,
     )
 
 
@@ -78,7 +132,8 @@ def _unwrapped(hint: Any) -> tuple[Any, str]:
         if get_origin(hint) is typing.Annotated:
             hint, *notes = get_args(hint)
             texts = [note.description for note in notes if isinstance(note, Meta) and note.description]
-            description = description or "; ".join(texts)
+            # the last one was said of this very field, those before it of its type
+            description = description or (texts[-1] if texts else "")
         elif get_origin(hint) in (typing.Union, types.UnionType):
             present = [each for each in get_args(hint) if each is not type(None)]
             if len(present) != 1:

@@ -31,6 +31,8 @@ class Flags(Struct, kw_only=True):
     no_input: bool = False
     reason: str | None = None
     request_id: str | None = None
+    as_of: str | None = None
+    diff: tuple[str, str] | None = None
 
 
 class Session:
@@ -65,12 +67,13 @@ class Session:
         """The API."""
         from cli.client import Client
 
-        return Client(self.settings, trace=self.trace if self.flags.debug else None)
+        return Client(self.settings, self.trace if self.flags.debug else None, self.flags.as_of)
 
     @property
     def times(self) -> "TimeStyle":
         """How moments are shown."""
-        return self.flags.time or "rel"
+        # a file outlives the moment that an age counts from
+        return self.flags.time or ("utc" if self.settings.output == "csv" else "rel")
 
     def trace(self, line: str) -> None:
         """A line for --debug."""

@@ -97,6 +97,8 @@ class Ready(Struct, frozen=True):
 class Spec(Struct, frozen=True):
     """A VM's specification."""
 
+    vcpus: int = 0
+    memory: int = 0
     disks: list[Disk] = []
     nics: list[Nic] = []
     ready: Ready = Ready()
@@ -122,6 +124,52 @@ class Frozen(Struct, frozen=True):
     since: datetime | None = None
 
 
+class Snapshot(Struct, frozen=True):
+    """A moment that a VM can be brought back to."""
+
+    name: str
+    number: int = 0
+    parent: str | None = None
+    current: bool = False
+    quality: str = ""
+    memory: bool = False
+    power: str = ""
+    origin: str = ""
+    description: str = ""
+    taken_at: datetime | None = None
+    frozen: float | None = None
+    layers: dict[str, int] = {}
+
+
+class Difference(Struct, frozen=True):
+    """What a VM was asked to be at a snapshot, and is asked to be now."""
+
+    field: str
+    then: str | None = None
+    now: str | None = None
+
+
+class SnapshotDetail(Snapshot, frozen=True):
+    """A snapshot described."""
+
+    vm_name: str = ""
+    children: list[str] = []
+    descendants: list[str] = []
+    differs: list[Difference] = []
+    spec: Spec = Spec()
+
+
+class Schedule(Struct, frozen=True):
+    """When snapshots are taken and how many are kept."""
+
+    every: float
+    last: int = 0
+    hourly: int = 0
+    daily: int = 0
+    weekly: int = 0
+    quiesce: bool = False
+
+
 class Vm(VmRow, frozen=True):
     """A VM described."""
 
@@ -136,6 +184,10 @@ class Vm(VmRow, frozen=True):
     traces: list[str] = []
     frozen: Frozen | None = None
     spec: Spec = Spec()
+    snapshots: list[Snapshot] = []
+    layers_deep: int = 1
+    layers_most: int = 32
+    schedule: Schedule | None = None
 
 
 class Step(Struct, frozen=True):
@@ -280,6 +332,7 @@ class Token(Struct, frozen=True):
     id: str
     name: str
     role: str = ""
+    holder: str = ""
     created_at: datetime | None = None
     expires: datetime | None = None
     revoked: bool = False
@@ -302,6 +355,7 @@ class Event(Struct, frozen=True):
     correlation: str | None = None
     request: str | None = None
     data: Any = None
+    parent: int | None = None
 
 
 class Accepted(Struct, frozen=True):
@@ -322,6 +376,17 @@ class Verdict(Struct, frozen=True):
     reason: str = ""
 
 
+class Prospect(Struct, frozen=True):
+    """What a rollback would do; `memory` in MiB."""
+
+    to: str
+    lost: list[str] = []
+    kept: list[str] = []
+    stops: bool = False
+    memory: int = 0
+    boots: bool = False
+
+
 class Plan(Struct, frozen=True):
     """What a change would do."""
 
@@ -330,3 +395,4 @@ class Plan(Struct, frozen=True):
     steps: list[str] = []
     position: int = 0
     spec: Any = None
+    rollback: Prospect | None = None

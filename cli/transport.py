@@ -200,6 +200,22 @@ class Transport:
         finally:
             connection.close()
 
+    def lines(self, path: str, *, query: Query | None = None) -> Generator[bytes, None, None]:
+        """The lines of a long answer as they come, with their ends. Raises Away when the connection fails before the
+        answer is over, Problem when refused."""
+        connection = self._connect(IDLE_LIMIT)
+        try:
+            headers = {"Accept": "application/x-ndjson"}
+            response = self._send(connection, "GET", _target(path, query), None, headers)
+            if response.status >= 400:
+                raise from_document(self._read(response), response.status)
+            try:
+                yield from response
+            except (http.client.HTTPException, OSError) as error:
+                raise Away(self.address, _why(error)) from error
+        finally:
+            connection.close()
+
     def _once(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], limit: float
     ) -> Answer:

@@ -36,9 +36,11 @@ class Field(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class VerbData(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A verb. `confirms`: when it destroys something, always or only with the field `force`."""
+    """A verb. `confirms`: when it destroys something, always or only with the field `force`. `place` is where it is
+    found if it stands in a group below `vm`, such as `snapshot create`."""
 
     verb: str
+    place: str = ""
     summary: str
     help: str
     confirms: Literal["always", "force"] | None = None
@@ -47,8 +49,15 @@ class VerbData(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def summaries() -> dict[str, str]:
-    """Verb -> what it does, in a few words."""
-    return {name: msgspec.json.decode(raw, type=VerbData).summary for name, raw in _verbs().items()}
+    """Verb -> what it does, in a few words; without those that stand in a group of their own."""
+    found = (msgspec.json.decode(raw, type=VerbData) for raw in _verbs().values())
+    return {data.verb: data.summary for data in found if not data.place}
+
+
+def placed(path: str) -> str | None:
+    """The verb that stands there, if there is one."""
+    found = (msgspec.json.decode(raw, type=VerbData) for raw in _verbs().values())
+    return next((data.verb for data in found if data.place == path), None)
 
 
 def load(verb: str) -> VerbData | None:

@@ -4,6 +4,7 @@ Must not import any command: tables of names do, when somebody asks for one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -14,7 +15,7 @@ from cli.session import Session
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OUTPUTS = ("table", "wide", "name", "json", "jsonl", "yaml")
+OUTPUTS = ("table", "wide", "name", "csv", "json", "jsonl", "yaml")
 
 
 class SectionOption(click.Option):
@@ -60,6 +61,42 @@ def shared_options(*, hidden: bool) -> list[click.Option]:
     return made
 
 
+def _moments(name: str, help: str, **more: Any) -> Callable[[F], F]:
+    """A flag that chooses moments, for whatever the command reads."""
+    return click.option(
+        name, cls=SectionOption, section="Selection", callback=_keep, expose_value=False, help=help, **more
+    )
+
+
+def past_option(function: F) -> F:
+    """The flag of commands that answer for any moment."""
+    return _moments("--as-of", "As it was then: -2h, @POSITION or a time.", metavar="MOMENT")(function)
+
+
+def diff_option(function: F) -> F:
+    """The flag of commands that compare two moments."""
+    said = "What differs between two moments, such as -2h now; exit 10 if anything does."
+    return _moments("--diff", said, nargs=2, metavar="FROM TO")(function)
+
+
+def compares(kind: str, parameter: str) -> Callable[[F], F]:
+    """A command that describes one thing, named by an argument, compares it at two moments instead with --diff."""
+
+    def add(function: F) -> F:
+        @wraps(function)
+        def either(session: Session, /, **given: Any) -> None:
+            if session.flags.diff is None:
+                function(session, **given)
+                return
+            from cli.differences import show_differences
+
+            show_differences(session, *session.flags.diff, subject=f"{kind}/{given[parameter]}")
+
+        return diff_option(either)  # type: ignore[return-value]  # it takes what the function takes
+
+    return add
+
+
 def change_options(*, confirms: bool = False, waits: bool = True, plans: bool = True) -> Callable[[F], F]:
     """The flags of commands that change something."""
 
@@ -93,6 +130,17 @@ def change_options(*, confirms: bool = False, waits: bool = True, plans: bool = 
                     cls=SectionOption,
                     section="Change",
                     help="Show what would be done, do nothing (exit 10).",
+                )
+            )
+            options.append(
+                click.option(
+                    "--as-of",
+                    cls=SectionOption,
+                    section="Change",
+                    callback=_keep,
+                    expose_value=False,
+                    metavar="MOMENT",
+                    help="With --dry-run: what would have been done then.",
                 )
             )
         if waits:

@@ -4,6 +4,7 @@ Run as `python docs/generate.py`; the tests fail when one of them is not what th
 """
 
 import inspect
+import json
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,7 @@ import vmorch.core.fleet  # noqa: F401  registers every message
 from cli.registry import verbs_json
 from vmorch.core.codes import CODES
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS, Message
+from vmorch.wire.asyncapi import document
 
 HERE = Path(__file__).parent
 
@@ -96,7 +98,12 @@ def codes() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"events.md": catalogue, "codes.md": codes, "../cli/verbs.json": verbs_json}
+def asyncapi() -> str:
+    """What goes out on the bus."""
+    return json.dumps(document(), indent=2, ensure_ascii=False) + "\n"
+
+
+PAGES = {"events.md": catalogue, "codes.md": codes, "asyncapi.json": asyncapi, "../cli/verbs.json": verbs_json}
 
 
 def main() -> None:

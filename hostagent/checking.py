@@ -64,6 +64,7 @@ def _directories(config: Config) -> Iterator[Check]:
     wanted = {"state directory": config.agent.state_dir, "local storage": config.storage.local_dir}
     if config.storage.shared_dir:
         wanted["shared storage"] = config.storage.shared_dir
+    wanted |= {f"backups {name}": directory for name, directory in config.backups.items()}
     for subject, name in wanted.items():
         usable = Path(name).is_dir() and os.access(name, os.W_OK | os.X_OK)
         yield Check(subject, usable, name if usable else f"{name} is no directory that can be written to")

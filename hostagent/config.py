@@ -61,6 +61,11 @@ class HooksSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     dir: str = str(DEFAULT_HOOKS_DIR)
 
 
+Backups = dict[Name, Annotated[str, Meta(pattern=r"^/", max_length=1024)]]
+"""Directories for backups by the names that operators call them by. Each must exist: a mount that is missing must not
+be taken for a target that is empty."""
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
@@ -70,6 +75,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     network: NetworkSection = NetworkSection()
     migration: MigrationSection = MigrationSection()
     hooks: HooksSection = HooksSection()
+    backups: Backups = {}
 
     @property
     def state_dir(self) -> Path:

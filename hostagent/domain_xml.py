@@ -5,7 +5,7 @@ over every redefinition. Built as a tree, never as text. Must not call libvirt o
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -98,6 +98,58 @@ def read_disks(xml: str) -> dict[str, str]:
     disks = () if found is None else found.iterfind("devices/disk")
     written = (_disk_figure(each).partition("=") for each in disks if each.find("readonly") is None)
     return {name: file for name, _, file in written}
+
+
+def read_chains(xml: str) -> dict[str, tuple[str, ...]]:
+    """The files of each disk that a domain writes to, topmost first, as far as libvirt tells them."""
+    found = _parse(xml)
+    disks = () if found is None else found.iterfind("devices/disk")
+    return {_target(each): tuple(_files(each)) for each in disks if each.find("readonly") is None}
+
+
+def disk_device(name: str, path: Path) -> str:
+    """A disk as it is plugged into a domain that is on, or told when it shall be unplugged."""
+    return etree.tostring(_disk(name, path, first=False), encoding="unicode")
+
+
+def read_aliases(xml: str) -> dict[str, str]:
+    """By which name QEMU knows each disk of an active domain."""
+    found = _parse(xml)
+    disks = () if found is None else found.iterfind("devices/disk")
+    return {_target(each): "" if (alias := each.find("alias")) is None else alias.get("name", "") for each in disks}
+
+
+def with_disks(xml: str, files: Mapping[str, Path]) -> str:
+    """The domain's XML with these disks on these files; what they stand on is left to be found. Raises Rejected
+    `memory-damaged` if it is no domain's XML."""
+    found = _parse(xml)
+    if found is None:
+        raise Rejected("memory-damaged", "the kept memory has no readable configuration")
+    for disk in found.iterfind("devices/disk"):
+        file = files.get(_target(disk))
+        if file is None:
+            continue
+        for below in disk.findall("backingStore"):
+            disk.remove(below)
+        source = disk.find("source")
+        if source is not None:
+            disk.replace(source, _tag("source", file=str(file)))
+    return etree.tostring(found, encoding="unicode")
+
+
+def _target(disk: _Element) -> str:
+    target = disk.find("target")
+    return "" if target is None else target.get("dev", "")
+
+
+def _files(disk: _Element) -> Iterator[str]:
+    level: _Element | None = disk
+    while level is not None:
+        source = level.find("source")
+        if source is None:
+            return
+        yield source.get("file", "")
+        level = level.find("backingStore")
 
 
 def read_host_devices(xml: str) -> tuple[str, ...]:

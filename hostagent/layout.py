@@ -15,12 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import Memory
 from vmorch.core.ids import VmId
-from vmorch.core.spec import ImagePin, Storage
+from vmorch.core.spec import DiskSpec, ImagePin, Storage
 
 _VM_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DISK = re.compile(r"vd[a-z]")
+_LAYER = re.compile(r"(?P<disk>vd[a-z])(\.(?P<layer>[1-9][0-9]*))?\.qcow2")
 _DIRECTORY_MODE = 0o711
 
 SEED, SERIAL_LOG, RUN_RECORD = "seed.iso", "serial.log", "run.json"
@@ -58,14 +60,23 @@ class Layout:
     def vms(self, storage: Storage) -> Path:
         return self.root(storage) / "vms"
 
+    def aside(self, storage: Storage) -> Path:
+        """Where directories are that nobody owned, until they are deleted."""
+        return self.root(storage) / "aside"
+
     def vm(self, storage: Storage, vm: VmId) -> Path:
         """The VM's directory on a storage. Raises Rejected `bad-request` for what is not an id of ours."""
         if not _VM_ID.fullmatch(vm):
             raise Rejected("bad-request", f"{vm!r} is not a VM id")
         return self.vms(storage) / vm
 
-    def disk(self, storage: Storage, vm: VmId, name: str) -> Path:
-        return self.vm(storage, vm) / disk_file(name)
+    def disk(self, vm: VmId, disk: DiskSpec) -> Path:
+        """The file that the VM writes to for this disk."""
+        home = disk.at(vm)
+        return self.vm(disk.storage, home.vm) / disk_file(home.name, disk.layer)
+
+    def memory(self, vm: VmId, memory: Memory) -> Path:
+        return self.vm(memory.storage, vm) / memory_file(memory.number)
 
 
 def is_vm_id(name: str) -> bool:
@@ -73,11 +84,22 @@ def is_vm_id(name: str) -> bool:
     return _VM_ID.fullmatch(name) is not None
 
 
-def disk_file(name: str) -> str:
-    """The file name of a disk."""
-    if not _DISK.fullmatch(name):
-        raise Rejected("bad-request", f"{name!r} is not the name of a disk")
-    return f"{name}.qcow2"
+def disk_file(name: str, layer: int = 0) -> str:
+    """The file name of a disk's layer."""
+    if not _DISK.fullmatch(name) or layer < 0:
+        raise Rejected("bad-request", f"{name!r} has no layer {layer}")
+    return f"{name}.{layer}.qcow2" if layer else f"{name}.qcow2"
+
+
+def layer_of(name: str, file: str) -> int | None:
+    """Which layer of a disk a file of that name holds; None if it holds none."""
+    found = _LAYER.fullmatch(file)
+    return int(found["layer"] or 0) if found is not None and found["disk"] == name else None
+
+
+def memory_file(number: int) -> str:
+    """The file name of a guest's memory."""
+    return f"memory.{number}"
 
 
 def make_directory(path: Path) -> None:

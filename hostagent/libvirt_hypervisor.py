@@ -3,11 +3,12 @@
 Must not import libvirt, decide, or remember anything of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 from hostagent.accel import choose_domain_type
+from hostagent.backups import Targets
 from hostagent.commands import carry_out, follow, look_around, see, tell_facts
 from hostagent.commands._host import Host
 from hostagent.config import DEFAULT_HOOKS_DIR
@@ -29,7 +30,8 @@ class LibvirtHypervisor:
 
     `local_dir` and `shared_dir` hold images, disks and seeds; `fetch_base_url()` is the control plane's HTTP
     address, and `request_headers(path)` gives what identifies this host there. Other hosts' libvirt reaches this
-    one's at `address` (its own name, if that is empty), with the certificates in `pki_dir`.
+    one's at `address` (its own name, if that is empty), with the certificates in `pki_dir`. `backups` are directories
+    for backups by their names.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class LibvirtHypervisor:
         address: str = "",
         pki_dir: Path = Path("/var/lib/vmorch-agent/pki"),
         hooks_dir: Path = DEFAULT_HOOKS_DIR,
+        backups: Mapping[str, Path] | None = None,
     ) -> None:
         layout = Layout(local_dir.absolute(), shared_dir.absolute() if shared_dir is not None else None)
         self._host = Host(
@@ -59,6 +62,7 @@ class LibvirtHypervisor:
             address=address,
             pki_dir=pki_dir,
             hooks=Hooks(hooks_dir, layout.root("local") / "hooks"),
+            targets=Targets(backups or {}),
         )
 
     def facts(self) -> HostFacts:

@@ -8,6 +8,7 @@ calling thread holds during a call. Must not decide what a lost daemon means.
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from queue import SimpleQueue
 from typing import Any
 
 import libvirt
@@ -24,6 +25,14 @@ _EVENTS = (
     libvirt.VIR_DOMAIN_EVENT_ID_BALLOON_CHANGE,
     libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON,
 )
+
+_DEVICES = {
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_ADDED: "added",
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: "removed",
+    libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: "refused",
+}
+Told = tuple[str, str]
+"""What happened to a device, `added`, `removed` or `refused`, and by which name QEMU knows it."""
 
 _loop_lock = threading.Lock()
 _loop: threading.Thread | None = None
@@ -59,6 +68,7 @@ class Link:
         self._changed: Callable[[VmId | None], None] = lambda _vm: None
         self._lost: Callable[[], None] = lambda: None
         self._closed = False
+        self._listening: dict[VmId, set[SimpleQueue[Told]]] = {}
 
     @property
     def calls(self) -> Any:
@@ -83,6 +93,21 @@ class Link:
             connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
         # not closed by hand: a call that hangs may still be inside, and the last reference to go closes it
         yield connection
+
+    @contextmanager
+    def devices(self, vm: VmId) -> Iterator["SimpleQueue[Told]"]:
+        """What libvirt tells of the domain's devices inside the block. Raises HypervisorLost."""
+        self._open()
+        told: SimpleQueue[Told] = SimpleQueue()
+        with self._lock:
+            self._listening.setdefault(vm, set()).add(told)
+        try:
+            yield told
+        finally:
+            with self._lock:
+                self._listening[vm].discard(told)
+                if not self._listening[vm]:
+                    del self._listening[vm]
 
     def watch(self, changed: Callable[[VmId | None], None], lost: Callable[[], None]) -> None:
         """Hand over what libvirt tells from now on, from its thread."""
@@ -122,7 +147,7 @@ class Link:
                     self._prepare(made[-1])
                 self._registered = [
                     made[1].domainEventRegisterAny(None, event, self._on_event, event) for event in _EVENTS
-                ]
+                ] + [made[1].domainEventRegisterAny(None, event, self._on_device, event) for event in _DEVICES]
             except libvirt.libvirtError as error:
                 _let_go(tuple(made), [])
                 raise HypervisorLost(str(error)) from error
@@ -147,6 +172,11 @@ class Link:
             registered, self._registered = self._registered, []
         _let_go(known, registered)
         self._lost()
+
+    def _on_device(self, _connection: Any, domain: Any, alias: str, event: int) -> None:
+        # not under the lock: a calling thread may hold it, and waits for this very thread
+        for told in tuple(self._listening.get(VmId(domain.name()), ())):
+            told.put((_DEVICES[event], alias))
 
     def _on_event(self, _connection: Any, domain: Any, *details: Any) -> None:
         self._changed(VmId(domain.name()))

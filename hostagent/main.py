@@ -4,6 +4,7 @@ Settings, identity, libvirt and systemd come together here and nowhere else. Mus
 """
 
 import asyncio
+import os
 import signal
 import sqlite3
 import sys
@@ -23,6 +24,7 @@ from hostagent.effects import real_effects
 from hostagent.enrolment import EnrolmentError, default_name, enroll
 from hostagent.identity import Identity
 from hostagent.libvirt_settings import set_up_libvirt
+from hostagent.libvirt_status import RUN_DIR, mend
 from hostagent.libvirtd_reload import reload_certificates
 from hostagent.logs import log_to_stderr
 from hostagent.pki import BadPki
@@ -115,6 +117,10 @@ def run_command(path: Path | None, verbose: bool) -> None:
         raise Refused(error.code, str(error)) from error
     except sqlite3.OperationalError as error:
         raise Refused("journal", f"{config.state_dir / files.JOURNAL}: {error}") from error
+    # threads that hang in libvirt may wake up and log at any moment, which an interpreter that ends aborts on
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 @main.command("check", epilog="\b\nExample: vmorch-agent check && systemctl start vmorch-agent")
@@ -158,6 +164,21 @@ def setup_libvirt_command(
         click.echo(f"then: systemctl stop libvirtd; {sockets}; systemctl start libvirtd")
 
 
+@main.command("mend-libvirt", epilog="\b\nExample: ExecStartPre=-/opt/vmorch/bin/vmorch-agent mend-libvirt")
+@click.option("--run-dir", type=_directory, default=RUN_DIR, show_default=True)
+def mend_libvirt_command(run_dir: Path) -> None:
+    """Let libvirtd find its guests again, if it was killed in a bad moment; to be run just before it starts.
+
+    Without it a guest whose merge was about to end runs on, and libvirtd believes it to be off; and one that was about
+    to begin seems to begin for ever.
+    """
+    try:
+        for line in mend(run_dir):
+            click.echo(line)
+    except OSError as error:
+        raise Refused("libvirt-files", str(error)) from error
+
+
 def _settings(path: Path | None) -> Config:
     try:
         return load_config(path)
@@ -193,6 +214,7 @@ def hypervisor_of(config: Config, identity: Identity, pair: keys.KeyPair) -> "Li
         address=own_address(config),
         pki_dir=config.pki_dir,
         hooks_dir=Path(config.hooks.dir),
+        backups={name: Path(directory) for name, directory in config.backups.items()},
     )
 
 

@@ -19,7 +19,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`phase` of the latest start: begun, or known to have succeeded; empty when its answer was given long ago.
 
     `before` is why the domain was off then, `serial_bytes` how much its serial log held. `arrival`: a guest of
-    another host is expected here, or came halted and has not run here since.
+    another host is expected here, or came halted and has not run here since. `held`: we halted it for a moment, and it
+    goes on when that is over. `changing` is the layer (`vda.3`) that it was about to leave for the one below. `parked`:
+    what it shall do again when it is brought back from its memory, where it is for a moment.
     """
 
     phase: Literal["", "starting", "started"] = ""
@@ -27,6 +29,9 @@ class RunRecord(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     serial_bytes: int = 0
     addresses: tuple[str, ...] = ()
     arrival: Literal["", "expected", "halted"] = ""
+    held: bool = False
+    changing: str = ""
+    parked: Literal["", "running", "halted"] = ""
 
 
 class Runs:
@@ -50,7 +55,10 @@ class Runs:
 
     def starting(self, vm: VmId, before: str) -> None:
         """A start is about to be tried."""
-        record = RunRecord(phase="starting", before=before, serial_bytes=self.serial_bytes(vm))
+        changing = self.of(vm).changing
+        record = RunRecord(
+            phase="starting", before=before, serial_bytes=self.serial_bytes(vm), changing=changing
+        )
         self._write(vm, record)
 
     def started(self, vm: VmId) -> None:
@@ -85,6 +93,22 @@ class Runs:
         if record.arrival:
             self._write(vm, msgspec.structs.replace(record, arrival=""))
 
+    def hold(self, vm: VmId, held: bool) -> None:
+        """The guest is about to be halted for a moment, or is not any more."""
+        record = self.of(vm)
+        if record.held != held:
+            self._write(vm, msgspec.structs.replace(record, held=held))
+
+    def change(self, vm: VmId, layer: str) -> None:
+        """The guest is about to leave this layer for the one below; empty: that is over. Survives a power cut."""
+        record = self.of(vm)
+        if record.changing != layer:
+            self._write(vm, msgspec.structs.replace(record, changing=layer), durable=True)
+
+    def park(self, vm: VmId, parked: Literal["", "running", "halted"]) -> None:
+        """The guest is about to be in its kept memory alone, or is not any more. Survives a power cut."""
+        self._write(vm, msgspec.structs.replace(self.of(vm), parked=parked), durable=True)
+
     def ended(self, vm: VmId, reason: str) -> str:
         """Why the domain is off: what libvirt says now or, when its daemon has forgotten, what it said before."""
         with self._lock:
@@ -115,9 +139,9 @@ class Runs:
         except (FileNotFoundError, msgspec.MsgspecError):
             return RunRecord()
 
-    def _write(self, vm: VmId, record: RunRecord) -> None:
+    def _write(self, vm: VmId, record: RunRecord, *, durable: bool = False) -> None:
         with self._lock:
             self._known[vm] = record
         directory = self._layout.vm("local", vm)
         make_directory(directory)
-        write_file(directory, RUN_RECORD, msgspec.json.encode(record), durable=False)
+        write_file(directory, RUN_RECORD, msgspec.json.encode(record), durable=durable)

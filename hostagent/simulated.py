@@ -32,6 +32,7 @@ from vmorch.core.spec import HostFacts
 
 HOST_FILE = "host.json"
 NETWORKS, MACHINES = ("default",), ("pc-q35-7.1", "pc-q35-7.2")
+TARGETS = {"main": "5" * 32}
 _ENROLMENTS_AT_ONCE = 8
 
 
@@ -71,6 +72,7 @@ class SimulatedHostConfig(Struct, frozen=True, kw_only=True):
             machines=MACHINES,
             local_dir="/var/lib/vmorch",
             shared_dir="/srv/vmorch" if self.shared_gib else "",
+            backup_targets=TARGETS,
         )
 
 
@@ -102,7 +104,7 @@ async def _run(
     async with enrolling:
         identity, pair = await effects.blocking.run(lambda: _enrolled(config))
     free = {"local": config.local_gib * 1024} | ({"shared": config.shared_gib * 1024} if config.shared_gib else {})
-    new = LibvirtHost(free=free, available=config.memory, networks=NETWORKS, machines=MACHINES)
+    new = LibvirtHost(free=free, available=config.memory, networks=NETWORKS, machines=MACHINES, targets=TARGETS)
     state, keep = kept_host(config.directory / HOST_FILE, new)
     hypervisor = SimulatedHypervisor(config.facts, state, seconds=config.seconds, keep=keep, site=site)
     await hosting.host(

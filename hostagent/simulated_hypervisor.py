@@ -24,11 +24,18 @@ from vmorch.core.hostcommands import (
     DomainCommand,
     Failed,
     FetchImage,
+    MergeLayers,
     MigrateDomain,
     Observed,
+    RestoreDisk,
+    RestoreGuest,
+    SaveGuest,
     StartDomain,
     StopDomain,
+    TakeBackup,
+    TakeSnapshot,
     TuneMigration,
+    VerifyBackup,
 )
 from vmorch.core.hypervisor import (
     LibvirtHost,
@@ -37,7 +44,7 @@ from vmorch.core.hypervisor import (
     expect,
     observe,
     resolve,
-    shared_disks,
+    shared_files,
 )
 from vmorch.core.ids import VmId
 from vmorch.core.messages import HostCommand
@@ -56,6 +63,12 @@ def typical_seconds(command: HostCommand) -> float:
             return 0.03
         case AwaitReady():
             return 0.1
+        case TakeSnapshot(memory=None):
+            return 0.03
+        case TakeSnapshot() | SaveGuest() | RestoreGuest():
+            return 0.1
+        case MergeLayers() | TakeBackup() | VerifyBackup() | RestoreDisk():
+            return 0.2
         case MigrateDomain():
             return 0.5
     return 0.005
@@ -209,8 +222,18 @@ class SimulatedHypervisor:
         self._machine.here = True
 
     def tamper(self, change: Callable[[LibvirtHost], LibvirtHost]) -> None:
-        """Change the host behind its agent's back."""
+        """Change the host behind its agent's back. What lies on shared storage changes for all who see that."""
+        before = self.host
         self._machine.tamper(change)
+        after = self.host
+        self._share(before, after)
+        if before.backups != after.backups:
+            self._site.share_backups(self._machine)
+
+    def _share(self, before: LibvirtHost, after: LibvirtHost) -> None:
+        for vm in {*before.disks, *before.memories, *after.disks, *after.memories}:
+            if shared_files(before, vm) != shared_files(after, vm):
+                self._site.share(self._machine, vm)
 
     def _apply(self, command: HostCommand) -> Answer:
         if isinstance(command, TuneMigration) and (passage := self._passages.get(command.vm)) is not None:
@@ -225,8 +248,10 @@ class SimulatedHypervisor:
             self.effects[command.kind] += after != before
         if after is not before and isinstance(command, DomainCommand):
             machine.changed(command.vm)
-            if shared_disks(before, command.vm) != shared_disks(after, command.vm):
-                self._site.share(machine, command.vm)
+        if before.disks != after.disks or before.memories != after.memories:
+            self._share(before, after)
+        if before.backups != after.backups:
+            self._site.share_backups(machine)
         return answer
 
     def _carry(self, command: MigrateDomain, scope: Scope, fault: _Fault | None) -> Answer | None:
@@ -273,5 +298,8 @@ class SimulatedHypervisor:
 def kept_host(path: Path, new: LibvirtHost) -> tuple[LibvirtHost, Callable[[LibvirtHost], None]]:
     """A host whose domains outlive this process in a file, as libvirt's outlive its agent: its state now, and
     what keeps the next ones. What was under way when the process ended is over."""
-    host = after_restart(msgspec.json.decode(path.read_bytes(), type=LibvirtHost)) if path.exists() else new
+    host = new
+    if path.exists():
+        kept = after_restart(msgspec.json.decode(path.read_bytes(), type=LibvirtHost))
+        host = msgspec.structs.replace(kept, targets=new.targets)
     return host, lambda state: write_private(path, msgspec.json.encode(state))

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from hostagent.hypervisor import Expired, HypervisorLost, Scope, Withdrawn
 from hostagent.simulated_site import Machine, set_halves
 from vmorch.core.hostcommands import Answer, Done, Failed, MigrateDomain, Sample, TuneMigration
-from vmorch.core.hypervisor import Domain, arriving, half_in
+from vmorch.core.hypervisor import Domain, arriving, disk_key, half_in, with_copies
 from vmorch.core.migration import Cell, Track, follow, steer
 
 TICKS = 10
@@ -170,6 +170,9 @@ class Passage:
         arrived = half_in(leftover.destination, self._domain)
         if arrived is not None and leftover.call == "done" and self._domain.power == "paused":
             arrived = replace(arrived, reason=self._domain.reason)
+        if arrived is not None and self._command.copy:
+            brought, source = self._command.copy, self._source.host
+            self._destination.tamper(lambda host: with_copies(host, self._vm, source, brought))
         self._halves(half_in(leftover.source, self._domain), arrived)
         match leftover.call:
             case "done":
@@ -209,9 +212,9 @@ def obstacle(command: MigrateDomain, domain: Domain, destination: Machine | None
     twin = destination.host.domains.get(command.vm)
     if twin is not None and twin.active:
         return f"domain {command.vm} is already active"
-    left = [disk.name for disk in domain.found.disks if disk.storage == "local" and disk.name not in command.copy]
+    left = [disk.name for disk in domain.disks if disk.storage == "local" and disk.name not in command.copy]
     if left:
         return f"disk {', '.join(left)} is on local storage and would stay behind"
     there = destination.host.disks.get(command.vm, {})
-    lacking = [disk.name for disk in domain.found.disks if f"{disk.storage}/{disk.name}" not in there]
+    lacking = [disk.name for disk in domain.disks if disk_key(disk) not in there]
     return f"cannot access storage of {', '.join(lacking)}" if lacking else ""

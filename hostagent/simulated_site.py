@@ -1,21 +1,25 @@
 """Simulated machines, and where they find each other: by address, and over the storage that some of them share."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+
+from msgspec.structs import replace
 
 from hostagent.hypervisor import HypervisorLost
 from vmorch.core.hostcommands import Observed
 from vmorch.core.hypervisor import (
     Domain,
+    KeptBackup,
     LibvirtHost,
     after_restart,
     observe,
-    shared_disks,
+    shared_files,
     with_half,
-    with_shared_disks,
+    with_shared_files,
 )
-from vmorch.core.ids import VmId
+from vmorch.core.ids import BackupId, VmId
 
 
 class Machine:
@@ -84,9 +88,25 @@ class Site:
             return
         with self._lock:
             others = [each for each in self._machines.values() if each.storage == source.storage and each is not source]
-        disks = shared_disks(source.host, vm)
+        files = shared_files(source.host, vm)
         for each in others:
-            each.tamper(lambda host: with_shared_disks(host, vm, disks))
+            each.tamper(lambda host: with_shared_files(host, vm, files))
+
+
+    def share_backups(self, source: Machine) -> None:
+        """Show what is in the targets for backups that the machine sees to all who see them too."""
+        with self._lock:
+            others = [each for each in self._machines.values() if each is not source]
+        for each in others:
+            seen = set(each.host.targets.values()) & source.host.backups.keys()
+            if any(each.host.backups.get(id) != source.host.backups[id] for id in seen):
+                each.tamper(partial(_with_backups, {id: source.host.backups[id] for id in seen}))
+
+
+def _with_backups(
+    backups: Mapping[str, Mapping[BackupId, KeptBackup]], host: LibvirtHost
+) -> LibvirtHost:
+    return replace(host, backups={**host.backups, **backups})
 
 
 @contextmanager

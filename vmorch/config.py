@@ -22,18 +22,23 @@ class ServerSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class DatabaseSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`url` is the server's login; `owner_url`, needed by `init` alone, may create roles and the database."""
+    """`url` is the server's login; `owner_url`, needed by `init` and for archiving alone, may create roles and the
+    database."""
 
     url: str
     owner_url: str | None = None
 
 
 class NatsSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`url` is what server and hosts connect to. `init` writes the broker's configuration to `config_file`."""
+    """`url` is what server and hosts connect to. `init` writes the broker's configuration to `config_file`.
+
+    The broker keeps the published log in `store_dir`; without one, in `jetstream` below the data directory.
+    """
 
     url: str
     config_file: str
     listen: str = "127.0.0.1:4222"
+    store_dir: str | None = None
 
 
 class ImagesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +55,21 @@ class CertificatesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     days: Annotated[float, Meta(ge=1 / 24, le=825)] = 90.0
 
 
+class PublishedSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether committed events go out to a JetStream stream, and how much it keeps: days (0: no limit) and GiB."""
+
+    enabled: bool = True
+    days: Annotated[int, Meta(ge=0, le=36500)] = 30
+    gib: Annotated[float, Meta(ge=0.01)] = 1.0
+
+
+class ArchivesSection(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The directory of the log's archives, which every server must be able to read; without one, `archives` below the
+    data directory."""
+
+    dir: str | None = None
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A whole configuration file."""
 
@@ -58,10 +78,16 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     nats: NatsSection
     images: ImagesSection = ImagesSection()
     certificates: CertificatesSection = CertificatesSection()
+    published: PublishedSection = PublishedSection()
+    archives: ArchivesSection = ArchivesSection()
 
     @property
     def data_dir(self) -> Path:
         return Path(self.server.data_dir)
+
+    @property
+    def archives_dir(self) -> Path:
+        return Path(self.archives.dir) if self.archives.dir is not None else self.data_dir / "archives"
 
 
 class BadConfig(Exception):

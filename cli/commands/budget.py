@@ -16,7 +16,7 @@ from cli.shapes import Single
 from cli.table import Column, pairs
 from cli.transport import quote
 from cli.units import show_labels, show_time
-from cli.verbs import PAIR, Entry, Group, change_options, verb
+from cli.verbs import PAIR, Entry, Group, change_options, past_option, verb
 
 _HERE = "cli.commands.budget"
 
@@ -61,7 +61,7 @@ def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Budget]]]
 
 @verb("list", examples=("vmorch budget list",), help="List budgets. AWAY is how many are, of how many may be.")
 @click.argument("pattern", required=False)
-@list_options(labels=False)
+@list_options(labels=False, diff=True)
 @click.pass_obj
 def list_budgets(
     session: Session, /, pattern: str | None, no_headers: bool, watch: bool, **selection: Any
@@ -72,6 +72,7 @@ def list_budgets(
 
 @verb("describe", examples=("vmorch budget describe web",), help="A budget, and who of its group is away now.")
 @click.argument("name")
+@past_option
 @click.pass_obj
 def describe(session: Session, /, name: str) -> None:
     answer = session.client.get(f"/v1/budgets/{quote(name)}")

@@ -16,7 +16,7 @@ from cli.problems import Problem, fact_lines
 from cli.session import Session
 from cli.shapes import Cluster, Listing, Single
 from cli.table import Column, lines, pairs
-from cli.verbs import Entry, Group, change_options, verb
+from cli.verbs import Entry, Group, change_options, past_option, verb
 
 _HERE = "cli.commands.cluster"
 _LIMIT = click.IntRange(1, 1000)
@@ -61,6 +61,7 @@ cluster = Group(
     examples=("vmorch cluster describe", "vmorch cluster describe -o json --query item.policy"),
     help="What holds for all hosts and VMs, and who last changed it.",
 )
+@past_option
 @click.pass_obj
 def describe(session: Session, /) -> None:
     answer = session.client.get("/v1/cluster")
@@ -119,11 +120,13 @@ class Check(msgspec.Struct, frozen=True):
 
 
 class Projection(msgspec.Struct, frozen=True):
-    """A read model's state."""
+    """The state of what follows the log."""
 
     name: str
     position: int = 0
+    head: int | None = None
     poisoned: Any = None
+    trouble: str = ""
 
 
 @verb(
@@ -131,6 +134,7 @@ class Projection(msgspec.Struct, frozen=True):
     examples=("vmorch status", "vmorch status -o json --query vms.running"),
     help="The cluster at a glance.",
 )
+@past_option
 @click.pass_obj
 def status(session: Session, /) -> None:
     answer = session.client.get("/v1/status")
@@ -208,9 +212,15 @@ projection = Group(
     examples=("vmorch projection status",),
 )
 
+
+def _lag(each: Projection) -> str:
+    return "-" if each.head is None else str(max(each.head - each.position, 0))
+
+
 _PROJECTIONS: list[Column[Projection]] = [
     Column(header="NAME", cell=lambda each: each.name),
     Column(header="POSITION", cell=lambda each: str(each.position), right=True),
+    Column(header="LAG", cell=_lag, right=True),
     Column(
         header="UNREADABLE",
         cell=lambda each: str(len(each.poisoned)) if each.poisoned else "-",
@@ -219,7 +229,7 @@ _PROJECTIONS: list[Column[Projection]] = [
 ]
 
 
-@verb("status", examples=("vmorch projection status",), help="How far each read model is in the log.")
+@verb("status", examples=("vmorch projection status",), help="How far the read models and the published log are.")
 @click.pass_obj
 def projection_status(session: Session, /) -> None:
     answer = session.client.get("/v1/projections")
@@ -229,6 +239,8 @@ def projection_status(session: Session, /) -> None:
     found = decode(answer.body, Listing[Projection]).items
     session.terminal.out("\n".join(lines(_PROJECTIONS, found, paint=session.terminal.paint)))
     for each in found:
+        if each.trouble:
+            session.terminal.out(f"{each.name} stands still: {each.trouble}")
         if each.poisoned:
             session.terminal.out(
                 "\n".join([f"{each.name} cannot read:", *fact_lines(_as_facts(each.poisoned))])

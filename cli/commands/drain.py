@@ -16,7 +16,7 @@ from cli.session import Session
 from cli.table import Column, pairs
 from cli.transport import quote
 from cli.units import show_seconds, show_time
-from cli.verbs import DURATION, Entry, Group, SectionOption, change_options, verb
+from cli.verbs import DURATION, Entry, Group, SectionOption, change_options, past_option, verb
 
 _HERE = "cli.commands.drain"
 _EXAMPLE = "0192f0c1-8d3a-7c21-9f00-5d1e6a2b3c4d"
@@ -85,6 +85,7 @@ def list_drains(session: Session, /, no_headers: bool, watch: bool, **selection:
     help="A drain VM by VM: where each went, why it did not, or what it waits for.",
 )
 @click.argument("id", metavar="DRAIN")
+@past_option
 @click.pass_obj
 def describe(session: Session, /, id: str) -> None:
     body, found = fetch(session, id)

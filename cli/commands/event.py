@@ -6,18 +6,19 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
+from msgspec import structs
 
 from cli.client import decode
-from cli.events import columns_of_events, decode_event, subject_of, what
+from cli.events import Forest, branch, columns_of_events, decode_event, subject_of, tree, what
 from cli.listing import View, now, query_of, show_list
 from cli.output import show_document, structured
 from cli.problems import Problem
 from cli.session import Session
-from cli.shapes import Event, Single
+from cli.shapes import Event, Listing, Single
 from cli.table import pairs
-from cli.transport import Away
+from cli.transport import Away, Query
 from cli.units import parse_duration, show_time
-from cli.verbs import Entry, Group, SectionOption, parsed, verb
+from cli.verbs import Entry, Group, SectionOption, parsed, past_option, verb
 
 _HERE = "cli.commands.event"
 
@@ -59,7 +60,7 @@ MOMENT = parsed("time", _moment)
 
 def _filters(function: Any) -> Any:
     for names, help in (
-        (("--subject", "--for"), "About this thing: vm/NAME, host/NAME, image/NAME, token/NAME."),
+        (("--subject", "--for"), "About this thing: vm/NAME, host/NAME, image/NAME, token/NAME, backup/NAME."),
         (("--kind", "--type"), "Of this kind; a glob such as 'vm.*'."),
         (("--actor",), "By this actor."),
         (("--operation",), "Of this operation."),
@@ -69,7 +70,7 @@ def _filters(function: Any) -> Any:
         function = click.option(
             *names, name, metavar=name.upper(), cls=SectionOption, section="Selection", help=help
         )(function)
-    return function
+    return click.option("--causes", is_flag=True, help="As trees: each event below what it follows from.")(function)
 
 
 def _view(session: Session) -> View[Event]:
@@ -87,6 +88,7 @@ def _view(session: Session) -> View[Event]:
     examples=(
         "vmorch event list --subject vm/web-1",
         "vmorch event list --since 2h --kind 'host.*' --actor oncall",
+        "vmorch event list --operation 0192f0c1-8d3a-7c21-9f00-5d1e6a2b3c4d --causes",
         "vmorch event list --after 48000 --limit 100 -o jsonl",
     ),
     help="List events, oldest first.",
@@ -108,19 +110,58 @@ def _view(session: Session) -> View[Event]:
     help="At most so many.",
 )
 @click.option("--no-headers", is_flag=True, help="No header line.")
+@past_option
 @click.pass_obj
 def list_events(session: Session, /, no_headers: bool, **selection: Any) -> None:
-    show_list(session, _view(session), query_of(selection), headers=not no_headers)
+    query, view = query_of(selection), _view(session)
+    if selection["causes"] and session.settings.output in ("table", "wide"):
+        _show_forest(session, query)
+    else:
+        show_list(session, view, query, headers=not no_headers)
+
+
+def _show_forest(session: Session, query: Query) -> None:
+    """Trees in the order in which they began: what follows from an event is below it, whatever happened between."""
+    found = {event.position: event for page in session.client.pages("/v1/events", query, Event) for event in page.items}
+    for event in list(found.values()):
+        if event.parent is not None and event.parent not in found:
+            chain = session.client.get(f"/v1/events/{event.position}/causes").body
+            causes = decode(chain, Listing[Event]).items
+            above: int | None = None
+            for each in reversed(causes):
+                found.setdefault(each.position, structs.replace(each, parent=above))
+                above = each.position
+    children: dict[int | None, list[Event]] = {}
+    for position in sorted(found):
+        children.setdefault(found[position].parent, []).append(found[position])
+    rows: list[str] = []
+    left = [(each, 0) for each in reversed(children.get(None, []))]
+    while left:
+        event, depth = left.pop()
+        rows.append(branch(session, event, depth))
+        left += [(each, depth + 1) for each in reversed(children.get(event.position, []))]
+    if rows:
+        session.terminal.out("\n".join(rows))
+    else:
+        session.terminal.note("no events")
 
 
 @verb(
     "show",
-    examples=("vmorch event show 48231", "vmorch event show 48231 -o json"),
+    examples=("vmorch event show 48231", "vmorch event show 48231 --causes", "vmorch event show 48231 -o json"),
     help="Everything that one event says.",
 )
 @click.argument("position", type=click.IntRange(1))
+@click.option("--causes", is_flag=True, help="Instead what it follows from, as a tree, back to who began it.")
 @click.pass_obj
-def show(session: Session, /, position: int) -> None:
+def show(session: Session, /, position: int, causes: bool) -> None:
+    if causes:
+        chain = session.client.get(f"/v1/events/{position}/causes")
+        if structured(session):
+            show_document(session, chain.body)
+        else:
+            session.terminal.out("\n".join(tree(session, decode(chain.body, Listing[Event]).items)))
+        return
     answer = session.client.get(f"/v1/events/{position}")
     if structured(session):
         show_document(session, answer.body)
@@ -160,7 +201,7 @@ def _indented(text: str) -> list[str]:
     "tail",
     examples=(
         "vmorch event tail",
-        "vmorch event tail --subject vm/web-1 --since 5m",
+        "vmorch event tail --subject vm/web-1 --since 5m --causes",
         "vmorch event tail -o jsonl",
     ),
     help="Show events as they come, until Ctrl-C. A server that goes away is waited for; nothing is missed.",
@@ -183,11 +224,11 @@ def tail(session: Session, /, since: str | None, after: int | None, **selection:
     if output == "yaml" or session.flags.query:
         raise Problem("bad-request", "a tail has no end, so it is no document", hint="add -o jsonl")
     query = query_of(selection)
-    position = after
+    position, forest = after, Forest(session) if selection["causes"] else None
     if since is not None:
         for page in session.client.pages("/v1/events", {**query, "since": since}, Event):
             for found in page.items:
-                _print(session, found, None)
+                _print(session, found, None, forest)
                 position = found.position
             position = position if position is not None else page.asOf.position
     away = False
@@ -197,7 +238,7 @@ def tail(session: Session, /, since: str | None, after: int | None, **selection:
                 away = False
                 found = decode_event(each.data)
                 position = found.position
-                _print(session, found, each.data)
+                _print(session, found, each.data, forest)
         except Away as error:
             if not away:
                 session.terminal.note(f"the server is away ({error.why}); waiting")
@@ -208,13 +249,15 @@ def tail(session: Session, /, since: str | None, after: int | None, **selection:
         time.sleep(0.5)
 
 
-def _print(session: Session, found: Event, raw: str | None) -> None:
+def _print(session: Session, found: Event, raw: str | None, forest: Forest | None) -> None:
     if structured(session):
         import msgspec
 
         session.terminal.out(raw if raw is not None else msgspec.json.encode(found).decode())
     elif session.settings.output == "name":
         session.terminal.out(str(found.position))
+    elif forest is not None:
+        session.terminal.out("\n".join(forest.grown(found)))
     else:
         at = found.time.astimezone(UTC if session.times == "utc" else None).strftime("%H:%M:%S")
         fixed = f"{found.position}  {at}  {found.kind:<22}  {subject_of(found):<18}  {found.actor:<10}  {what(found)}"

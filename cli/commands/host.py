@@ -17,7 +17,7 @@ from cli.shapes import Certificate, Host, Single, VmRow
 from cli.table import Column, lines, pairs
 from cli.transport import quote
 from cli.units import show_gib, show_labels, show_mib, show_seconds, show_time
-from cli.verbs import PAIR, Entry, Group, SectionOption, change_options, verb
+from cli.verbs import PAIR, Entry, Group, SectionOption, change_options, compares, past_option, verb
 
 _HERE = "cli.commands.host"
 
@@ -116,7 +116,7 @@ def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Host]]]:
 @click.option(
     "--state", metavar="STATE", cls=SectionOption, section="Selection", help="Only those in this state."
 )
-@list_options()
+@list_options(diff=True)
 @click.pass_obj
 def list_hosts(
     session: Session, /, pattern: str | None, no_headers: bool, watch: bool, **selection: Any
@@ -142,7 +142,9 @@ _host_argument = click.argument("name", metavar="HOST", shell_complete=_complete
     help="Everything about a host: capacity, facts, its VMs, its last events.",
 )
 @_host_argument
+@past_option
 @click.pass_obj
+@compares("host", "name")
 def describe(session: Session, /, name: str) -> None:
     answer = session.client.get(f"/v1/hosts/{quote(name)}")
     if structured(session):

@@ -4,15 +4,16 @@ from typing import Any
 
 import click
 
-from cli.client import accepted
+from cli.client import accepted, decode
+from cli.drain_shapes import Drain
 from cli.drain_text import plan_lines
 from cli.drains import DIFFERENCES, check, fetch, see_through
 from cli.output import show_document, structured
 from cli.problems import Problem
 from cli.session import Session
-from cli.shapes import Host
+from cli.shapes import Host, Single
 from cli.transport import quote
-from cli.verbs import DURATION, change_options, verb
+from cli.verbs import DURATION, change_options, past_option, verb
 
 ON_BLOCKED = click.Choice(("abort", "skip", "stop"))
 
@@ -27,6 +28,7 @@ def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
     "drain",
     examples=(
         "vmorch host drain hv-03 --plan",
+        "vmorch host drain hv-03 --dry-run --as-of -2h",
         'vmorch host drain hv-03 -m "CHG-2211 DIMM swap"',
         "vmorch host drain hv-03 hv-04 --on-blocked skip --deadline 2h",
     ),
@@ -40,20 +42,33 @@ def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> lis
 @click.option("--max-parallel", type=click.IntRange(1, 1000), metavar="N", help="At most N VMs at once.")
 @click.option("--on-blocked", type=ON_BLOCKED, help="What becomes of VMs that cannot be moved.")
 @click.option("--no-copy-disks", is_flag=True, help="VMs on local disks block, instead of taking them along.")
+@click.option("--dry-run", is_flag=True, help="Show the plan and store nothing (exit 10); with --as-of, of then.")
+@past_option
 @change_options(plans=False)
 @click.pass_obj
 def drain(
-    session: Session, /, hosts: tuple[str, ...], only_plan: bool, detach: bool, timeout: float | None, **given: Any
+    session: Session,
+    /,
+    hosts: tuple[str, ...],
+    only_plan: bool,
+    dry_run: bool,
+    detach: bool,
+    timeout: float | None,
+    **given: Any,
 ) -> None:
-    if not only_plan:
+    # what would have been planned then cannot be kept to be applied now
+    foreseen = dry_run or (only_plan and session.flags.as_of is not None)
+    if not (only_plan or foreseen):
         session.demand_reason()
-    body: dict[str, Any] = {"hosts": chosen(session, hosts), "start": not only_plan}
+    body: dict[str, Any] = {"hosts": chosen(session, hosts), "start": not (only_plan or foreseen)}
     for field in ("deadline", "max_parallel", "on_blocked"):
         if given[field] is not None:
             body[field] = given[field]
     if given["no_copy_disks"]:
         body["copy_disks"] = False
-    answer = session.client.change("/v1/drains", body, request_id=session.request_id)
+    answer = session.client.change("/v1/drains", body, request_id=session.request_id, dry_run=foreseen)
+    if foreseen:
+        raise SystemExit(_show_foreseen(session, answer.body))
     id = accepted(answer).subject
     if only_plan:
         raise SystemExit(show_plan(session, id))
@@ -89,6 +104,19 @@ def activate(session: Session, /, name: str, bring_back: bool, detach: bool, tim
         show_begun(session, receipt.subject, answer.body)
         return
     check(see_through(session, receipt.subject, timeout=timeout, title=f"drain {receipt.subject}  back to {name}"))
+
+
+def _show_foreseen(session: Session, body: bytes) -> int:
+    """A plan that nobody keeps. Returns the exit status."""
+    found = decode(body, Single[Drain]).item
+    if structured(session):
+        show_document(session, body)
+    elif session.settings.output == "name":
+        session.terminal.out("\n".join(line.name for line in found.lines))
+    else:
+        session.terminal.out("\n".join(plan_lines(found, session.terminal.paint)))
+        session.terminal.note("Nothing was stored and nothing begun.")
+    return DIFFERENCES if found.lines else 0
 
 
 def show_plan(session: Session, id: str) -> int:

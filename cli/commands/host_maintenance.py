@@ -18,7 +18,7 @@ from cli.shapes import Single
 from cli.table import Column, pairs
 from cli.transport import quote
 from cli.units import show_seconds, show_time
-from cli.verbs import DURATION, Entry, Group, change_options, verb
+from cli.verbs import DURATION, Entry, Group, change_options, past_option, verb
 
 _HERE = "cli.commands.host_maintenance"
 _EXAMPLE = "0192f0c1-8d3a-7c21-9f00-5d1e6a2b3c4d"
@@ -211,6 +211,7 @@ def list_maintenances(session: Session, /, no_headers: bool, watch: bool, **sele
 
 @verb("describe", examples=(f"vmorch host maintenance describe {_EXAMPLE}",), help="A maintenance host by host.")
 @click.argument("id", metavar="MAINTENANCE")
+@past_option
 @click.pass_obj
 def describe(session: Session, /, id: str) -> None:
     answer = session.client.get(f"/v1/maintenances/{quote(id)}")

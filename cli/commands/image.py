@@ -19,7 +19,7 @@ from cli.shapes import Image, Single
 from cli.table import Column, pairs
 from cli.transport import quote
 from cli.units import show_bytes, show_seconds, show_time
-from cli.verbs import Entry, Group, SectionOption, change_options, verb
+from cli.verbs import Entry, Group, SectionOption, change_options, compares, past_option, verb
 
 _HERE = "cli.commands.image"
 
@@ -64,7 +64,7 @@ def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Image]]]:
 
 @verb("list", examples=("vmorch image list", "vmorch image list 'debian-*' -o wide"), help="List images.")
 @click.argument("pattern", required=False)
-@list_options(labels=False)
+@list_options(labels=False, diff=True)
 @click.pass_obj
 def list_images(
     session: Session, /, pattern: str | None, no_headers: bool, watch: bool, **selection: Any
@@ -83,7 +83,9 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 @verb("describe", examples=("vmorch image describe debian-13",), help="Everything about an image.")
 @click.argument("name", metavar="IMAGE", shell_complete=_complete)
+@past_option
 @click.pass_obj
+@compares("image", "name")
 def describe(session: Session, /, name: str) -> None:
     answer = session.client.get(f"/v1/images/{quote(name)}")
     if structured(session):

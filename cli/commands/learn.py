@@ -50,14 +50,17 @@ def explain(session: Session, /, what: str | None) -> None:
 
 def resources() -> dict[str, type[msgspec.Struct]]:
     """Noun -> what the API shows of it."""
+    from vmorch.core import backup_resources as backups
     from vmorch.core import drain_resources as drains
     from vmorch.core import maintenance_resources as maintenances
     from vmorch.core import resources as shapes
 
     return {
         "vm": shapes.VmResource,
+        "snapshot": shapes.SnapshotDetail,
         "host": shapes.HostResource,
         "image": shapes.ImageResource,
+        "backup": backups.BackupDetail,
         "op": shapes.OperationResource,
         "event": shapes.EventResource,
         "token": shapes.TokenResource,
@@ -157,9 +160,15 @@ def schema(session: Session, /, command: tuple[str, ...]) -> None:
         return
     words = [part for word in command for part in word.split(".")]
     noun, verbs = words[0], words[1:]
-    found: Any = COMMANDS.get(".".join(words))
+    from cli.verb_data import placed
+
+    placed_verb = placed(" ".join(verbs)) if noun == "vm" else None
+    found: Any = COMMANDS.get(f"vm.{placed_verb}" if placed_verb else ".".join(words))
     if found is None and noun in known and verbs in ([], ["describe"], ["show"], ["list"]):
         found = known[noun]
+        # a list shows what each of them has beside its details
+        if verbs == ["list"] and found.__name__.endswith("Detail"):
+            found = found.__base__
     if found is None:
         raise Problem("not-found", f"there is no schema of {' '.join(words)!r}", hint="vmorch schema")
     show_document(session, msgspec.json.encode(_document(found, "list" in verbs, bool(verbs), noun)))
@@ -185,7 +194,7 @@ def _document(found: Any, listed: bool, wrapped: bool, noun: str) -> dict[str, A
         if listed
         else {"item": inner}
     )
-    kind = found.__name__.removesuffix("Resource") + ("List" if listed else "")
+    kind = found.__name__.removesuffix("Resource").removesuffix("Detail") + ("List" if listed else "")
     properties = {"apiVersion": {"const": "v1"}, "kind": {"const": kind}, "asOf": as_of, **body}
     return {
         **document,

@@ -18,7 +18,7 @@ from cli.shapes import Operation, Single, Step
 from cli.table import Column, lines, pairs
 from cli.transport import quote
 from cli.units import show_seconds, show_time
-from cli.verbs import DURATION, Entry, Group, SectionOption, change_options, verb
+from cli.verbs import DURATION, Entry, Group, SectionOption, change_options, past_option, verb
 
 _HERE = "cli.commands.op"
 
@@ -99,6 +99,7 @@ def list_ops(session: Session, /, no_headers: bool, watch: bool, **selection: An
 
 @verb("describe", examples=(f"vmorch op describe {_EXAMPLE}",), help="Everything about an operation.")
 @click.argument("id")
+@past_option
 @click.pass_obj
 def describe(session: Session, /, id: str) -> None:
     answer = session.client.get(f"/v1/operations/{quote(id)}")

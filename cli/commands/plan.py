@@ -18,7 +18,7 @@ from cli.session import Session
 from cli.table import Column
 from cli.transport import quote
 from cli.units import show_seconds, show_time
-from cli.verbs import DURATION, Entry, Group, SectionOption, change_options, verb
+from cli.verbs import DURATION, Entry, Group, SectionOption, change_options, past_option, verb
 
 _HERE = "cli.commands.plan"
 _EXAMPLE = "0192f0c1-8d3a-7c21-9f00-5d1e6a2b3c4d"
@@ -74,6 +74,7 @@ def list_plans(session: Session, /, everything: bool, no_headers: bool, watch: b
 
 @verb("describe", examples=(f"vmorch plan describe {_EXAMPLE}",), help="A plan, and the events that touch it since.")
 @click.argument("id", metavar="PLAN")
+@past_option
 @click.pass_obj
 def describe(session: Session, /, id: str) -> None:
     body, found = fetch(session, id)

@@ -20,6 +20,9 @@ server = Group(
     {
         "run": Entry(f"{_HERE}:run", "Serve until SIGTERM"),
         "init": Entry(f"{_HERE}:init", "Make what a cluster needs before its first start"),
+        "reader": Entry(f"{_HERE}:reader", "A credential for reading the published log"),
+        "archive": Entry(f"{_HERE}:archive", "Write old parts of the log to files that prove themselves"),
+        "restore-archive": Entry(f"{_HERE}:restore_archive", "Put archived events back into Postgres"),
     },
     help="The server, on this machine.",
     foreign={"start": "vmorch server run", "setup": "vmorch server init", "migrate": "vmorch server init"},
@@ -82,6 +85,35 @@ init = _passing(
     "server",
     "Make what a cluster needs before its first start. Its own flags: vmorch server init -- --help",
     ("vmorch server init --config /etc/vmorch/server.toml",),
+)
+reader = _passing(
+    "reader",
+    "vmorch.main",
+    "sqlalchemy",
+    "server",
+    "Print a NATS credentials file for a reader of the published log. Its own flags: vmorch server reader -- --help",
+    ("vmorch server reader audit > audit.creds", "vmorch server reader audit --days 30 > audit.creds"),
+)
+archive = _passing(
+    "archive",
+    "vmorch.main",
+    "sqlalchemy",
+    "server",
+    "Write old partitions of the log to files that prove themselves, and take them out of Postgres; servers go on"
+    " answering for them. `archive list` shows the files. Its own flags: vmorch server archive -- --help",
+    (
+        "vmorch server archive --before 90d --dry-run",
+        "vmorch server archive --before @20000000",
+        "vmorch server archive list",
+    ),
+)
+restore_archive = _passing(
+    "restore-archive",
+    "vmorch.main",
+    "sqlalchemy",
+    "server",
+    "Put archived events back into Postgres, checked against what was sealed. Their files stay.",
+    ("vmorch server restore-archive 1-9999999",),
 )
 up = _passing(
     "up",

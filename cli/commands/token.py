@@ -63,6 +63,7 @@ def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Token]]]:
                 header="EXPIRES",
                 cell=lambda token: token.expires.strftime("%Y-%m-%d") if token.expires else "never",
             ),
+            Column(header="HOLDER", cell=lambda token: token.holder, wide=True),
             Column(header="ID", cell=lambda token: token.id, wide=True),
         ]
 
@@ -70,7 +71,7 @@ def _columns(session: Session) -> Callable[[datetime], Sequence[Column[Token]]]:
 
 
 @verb("list", examples=("vmorch token list",), help="List tokens. Their secrets are nowhere to be seen.")
-@list_options(labels=False, watch=False)
+@list_options(labels=False, watch=False, diff=True)
 @click.pass_obj
 def list_tokens(session: Session, /, no_headers: bool, **selection: Any) -> None:
     view = View(
@@ -84,16 +85,21 @@ def list_tokens(session: Session, /, no_headers: bool, **selection: Any) -> None
     examples=(
         "vmorch token create ci --role operator --expires-in 90d",
         "vmorch token create audit --role auditor",
+        'vmorch token create am --role viewer --holder "Alice <alice@example.org>"',
     ),
-    help="Create a token. Its secret is printed on stdout, and nobody can see it again.",
+    help="Create a token. Its secret is printed on stdout, and nobody can see it again. Its name is recorded for ever"
+    " with all that its bearer does; who that is belongs into --holder, which audit erase can erase.",
 )
 @click.argument("name")
 @click.option("--role", required=True, type=click.Choice(ROLES), help="What its bearer may do.")
 @click.option("--expires-in", type=DURATION, help="How long it holds, such as 90d; default for ever.")
+@click.option("--holder", metavar="TEXT", help="The person behind the name; auditors and admins see it.")
 @change_options(waits=False, plans=False)
 @click.pass_obj
-def create(session: Session, /, name: str, role: str, expires_in: float | None) -> None:
+def create(session: Session, /, name: str, role: str, expires_in: float | None, holder: str | None) -> None:
     body: dict[str, Any] = {"name": name, "role": role}
+    if holder is not None:
+        body["holder"] = holder
     if expires_in is not None:
         body["expires_in"] = expires_in
     found = show_secret(session, "/v1/tokens", body)

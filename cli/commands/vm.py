@@ -13,6 +13,11 @@ ENTRIES = {
     ),
     "list": Entry("cli.commands.vm_read:list_vms", "List VMs", "Look and make"),
     "describe": Entry("cli.commands.vm_read:describe", "Everything about a VM", "Look and make"),
+    "snapshot": Entry(
+        "cli.commands.vm_snapshot:snapshot", "Take, list and delete snapshots, or by a schedule", "Snapshots"
+    ),
+    "backup": Entry("cli.commands.vm_backup:backup", "Back a VM up, list its backups", "Snapshots"),
+    "rollback": Entry("cli.commands.vm_rollback:rollback", "Bring a VM back to a snapshot", "Snapshots"),
 }
 
 FOREIGN = {
@@ -36,6 +41,23 @@ FOREIGN = {
     "undefine": "vmorch vm delete NAME --keep-disks",
     "setmem": "vmorch vm resize NAME --memory SIZE",
     "setvcpus": "vmorch vm resize NAME --vcpus N",
+    "snapshots": "vmorch vm snapshot list NAME",
+    "snapshot-create": "vmorch vm snapshot create NAME",
+    "snapshot-create-as": "vmorch vm snapshot create NAME --name SNAPSHOT",
+    "snapshot-list": "vmorch vm snapshot list NAME",
+    "snapshot-info": "vmorch vm snapshot describe NAME SNAPSHOT",
+    "snapshot-current": "vmorch vm snapshot list NAME",
+    "snapshot-delete": "vmorch vm snapshot delete NAME SNAPSHOT",
+    "snapshot-revert": "vmorch vm rollback NAME --to SNAPSHOT",
+    "checkpoint": "vmorch vm snapshot create NAME",
+    "backups": "vmorch vm backup list NAME",
+    "backup-begin": "vmorch vm backup create NAME",
+    "save": "vmorch vm snapshot create NAME --memory",
+    "managedsave": "vmorch vm snapshot create NAME --memory",
+    "blockcommit": "vmorch vm snapshot delete NAME SNAPSHOT",
+    "revert": "vmorch vm rollback NAME --to SNAPSHOT",
+    "restore": "vmorch vm rollback NAME --to SNAPSHOT (from a backup: vmorch backup restore)",
+    "undo": "vmorch vm rollback NAME --to SNAPSHOT",
     "history": "vmorch event list --subject vm/NAME",
     "events": "vmorch event list --subject vm/NAME",
 }
@@ -51,7 +73,7 @@ class VmGroup(Group):
         from cli.verb_data import load
 
         data = load(cmd_name)
-        if data is None:
+        if data is None or data.place:
             return None
         from cli.derived import command_for
 
@@ -67,6 +89,15 @@ class VmGroup(Group):
 
         derived = [("Change", verb, summary) for verb, summary in sorted(summaries().items())]
         return [*super().summaries(ctx), *derived]
+
+
+    def unknown(self, ctx: click.Context, name: str) -> str:
+        from cli.verb_data import load
+
+        data = load(name)
+        if data is not None and data.place:
+            return f"vmorch has no {name!r} here; type: vmorch vm {data.place} NAME"
+        return super().unknown(ctx, name)
 
 
 vm = VmGroup(

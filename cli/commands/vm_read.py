@@ -12,10 +12,11 @@ from cli.listing import View, list_options, now, query_of, show_list
 from cli.output import show_document, structured
 from cli.session import Session
 from cli.shapes import Frozen, Single, Vm, VmRow
+from cli.snapshots import summary
 from cli.table import Column, lines, pairs
 from cli.transport import quote
 from cli.units import show_gib, show_labels, show_mib, show_seconds, show_time
-from cli.verbs import SectionOption, verb
+from cli.verbs import SectionOption, compares, past_option, verb
 
 EVENTS_SHOWN = 8
 
@@ -60,6 +61,7 @@ def _remark(rows: Sequence[VmRow]) -> str:
         "vmorch vm list",
         "vmorch vm list 'web-*' -l tier=gold -o wide",
         "vmorch vm list --host hv-02 --state running -o json",
+        "vmorch vm list --as-of -3d",
         "vmorch vm list -w",
     ),
     help="List VMs, all or those whose name matches PATTERN.",
@@ -71,7 +73,7 @@ def _remark(rows: Sequence[VmRow]) -> str:
 @click.option(
     "--state", metavar="STATE", cls=SectionOption, section="Selection", help="Only those in this state."
 )
-@list_options()
+@list_options(diff=True)
 @click.pass_obj
 def list_vms(
     session: Session, /, pattern: str | None, no_headers: bool, watch: bool, **selection: Any
@@ -96,11 +98,17 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 
 @verb(
     "describe",
-    examples=("vmorch vm describe web-1", "vmorch vm describe web-1 -o json --query item.spec.disks"),
+    examples=(
+        "vmorch vm describe web-1",
+        "vmorch vm describe web-1 --as-of @48204",
+        "vmorch vm describe web-1 -o json --query item.spec.disks",
+    ),
     help="Everything about a VM: facts, conditions, disks, networks, what is pending, its last events.",
 )
 @click.argument("vm", shell_complete=_complete)
+@past_option
 @click.pass_obj
+@compares("vm", "vm")
 def describe(session: Session, /, vm: str) -> None:
     answer = session.client.get(f"/v1/vms/{quote(vm)}")
     if structured(session):
@@ -144,6 +152,7 @@ def describe_lines(vm: Vm, at: datetime, session: Session) -> list[str]:
         ("Addresses", ", ".join(vm.addresses) or "-"),
         ("Labels", show_labels(vm.labels)),
         ("Eviction", vm.eviction),
+        ("Snapshots", summary(vm, at, session.times)),
         ("Created", show_time(vm.created_at, at, session.times)),
     ]
     if vm.operation:

@@ -20,7 +20,9 @@ from deploy.lab.errors import LabError
 from deploy.lab.process import command_line, kill_and_wait
 
 AGENT_ARGV = (sys.executable, "-m", "hostagent.main", "run", "--config", host_files.AGENT_CONFIG)
-_DAEMONS: dict[str, Sequence[str]] = {"libvirtd": ("libvirtd", "--listen"), "agent": AGENT_ARGV}
+# as the drop-in for its unit does
+_LIBVIRTD = f"{sys.executable} -m hostagent.main mend-libvirt; exec libvirtd --listen"
+_DAEMONS: dict[str, Sequence[str]] = {"libvirtd": ("sh", "-c", _LIBVIRTD), "agent": AGENT_ARGV}
 
 
 class HostStatus(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from deploy.lab.container import Plan
 
 SHARED_DIR = "/srv/vmorch/shared"
 LOCAL_DIR = "/srv/vmorch/local"
+BACKUP_DIR = f"{SHARED_DIR}/backups"
 AGENT_DIR = "/srv/vmorch/agent"
 AGENT_CONFIG = f"{AGENT_DIR}/agent.toml"
 NETWORK = "lab"
@@ -79,6 +80,9 @@ dir = "{agent_dir}/hooks"
 
 [migration]
 address = "{address}"
+
+[backups]
+main = "{backup_dir}"
 """
 
 
@@ -112,6 +116,7 @@ def prepare(directory: Path, lab: str, name: str, index: int) -> None:
                 local_dir=LOCAL_DIR,
                 shared_dir=SHARED_DIR,
                 network=NETWORK,
+                backup_dir=BACKUP_DIR,
                 address=network.host_address(index),
             )
         )

@@ -109,7 +109,7 @@ class Init:
         os.set_blocking(wake_out, False)
         signal.set_wakeup_fd(wake_in)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self._selector.register(wake_out, selectors.EVENT_READ, lambda: self._reap(wake_out))
+        self._selector.register(wake_out, selectors.EVENT_READ, lambda: self._woken(wake_out))
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
         write_json(self._daemons_file, self._daemons)
         while True:
@@ -138,6 +138,8 @@ class Init:
                 os.close(number)
 
     def _answer(self, client: socket.socket, request: dict[str, Any], files: list[int]) -> None:
+        # the news of a death may stand behind this request
+        self._reap()
         name = request.get("daemon")
         running = self._daemons.get(name) if name is not None else None
         if running is not None and "exit" not in running:
@@ -174,9 +176,12 @@ class Init:
         self._selector.unregister(client)
         client.close()
 
-    def _reap(self, wake_out: int) -> None:
+    def _woken(self, wake_out: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.read(wake_out, 4096)
+        self._reap()
+
+    def _reap(self) -> None:
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)

@@ -113,7 +113,7 @@ class Lab:
         return any(not entry.name.startswith("lab.") for entry in self.directory.iterdir())
 
     def _bring_up(self, wanted: LabState) -> None:
-        (self.directory / "shared").mkdir(exist_ok=True)
+        (self.directory / "shared" / "backups").mkdir(parents=True, exist_ok=True)
         # in place: a new file would not show through the bind mounts of running hosts
         (self.directory / "hosts").write_text(host_files.hosts_file(wanted.hosts))
         self.control.boot()

@@ -19,7 +19,7 @@ from hostagent.commands._inventory import take_inventory
 from hostagent.commands._registry import HANDLERS
 from hostagent.hypervisor import HypervisorLost, Inventory, Scope
 from vmorch.core.errors import Rejected
-from vmorch.core.hostcommands import Answer, DomainCommand, Done, Failed, Observed, StartDomain
+from vmorch.core.hostcommands import Answer, DomainCommand, Done, Failed, Observed, RestoreGuest, StartDomain
 from vmorch.core.ids import VmId
 from vmorch.core.messages import HostCommand
 from vmorch.core.spec import HostFacts
@@ -38,7 +38,7 @@ def carry_out(host: Host, command: HostCommand, scope: Scope) -> Answer:
     if handler is None:
         return Failed(code="unknown-command", message=f"this agent does not know {command.kind}")
     try:
-        if _holds_the_vm(command) and not isinstance(command, StartDomain):
+        if _holds_the_vm(command) and not isinstance(command, StartDomain | RestoreGuest):
             host.runs.settle(command.vm)
         return handler.reach(command, host, scope)
     except Rejected as refusal:

@@ -6,7 +6,7 @@ import libvirt
 
 from hostagent.commands._capabilities import machines
 from hostagent.commands._host import Host
-from hostagent.layout import disk_file, opened, regular_file
+from hostagent.layout import opened, regular_file
 from hostagent.pki import lacking
 from hostagent.space import memory_available
 from vmorch.core.errors import Rejected
@@ -58,8 +58,9 @@ def _shared_disks(command: PrepareArrival, host: Host) -> Iterator[str]:
         if disk.storage != "shared":
             continue
         try:
-            with opened(host.layout.vm("shared", command.vm)) as directory:
-                seen = directory is not None and regular_file(directory, disk_file(disk.name)) is not None
+            path = host.layout.disk(command.vm, disk)
+            with opened(path.parent) as directory:
+                seen = directory is not None and regular_file(directory, path.name) is not None
         except Rejected as refusal:
             yield f"disk {disk.name}: {refusal.reason}"
             continue

@@ -35,7 +35,7 @@ def _definition(host: Host, vm: VmId, spec: VmSpec, machine: str) -> Definition:
         spec=spec,
         cluster=host.cluster,
         domain_type=host.domain_type,
-        disks=tuple((disk.name, host.layout.disk(disk.storage, vm, disk.name)) for disk in spec.disks),
+        disks=tuple((disk.name, host.layout.disk(vm, disk)) for disk in spec.disks),
         seed=None if spec.seed is None else local / SEED,
         serial_log=local / SERIAL_LOG,
         default_network=host.default_network,

@@ -10,6 +10,7 @@ import libvirt
 from hostagent.commands._aside import Call
 from hostagent.commands._errors import is_absent
 from hostagent.commands._host import Host
+from hostagent.commands._qemu import UNHELD, qemu_of
 from hostagent.domain_xml import NAMESPACE, Marker, read_marker
 from hostagent.layout import is_vm_id
 from vmorch.core.errors import Rejected
@@ -151,7 +152,9 @@ def _seen_active(host: Host, domain: Any, state: int, reason: int, vcpus: int, m
 
 
 def seen_off(host: Host, vm: VmId, state: int, reason: int) -> Observed:
-    """An inactive domain's state in our words."""
+    """An inactive domain's state in our words; `unknown` if its guest runs on without libvirt."""
+    if qemu_of(vm) is not None:
+        return Observed(power="unknown", reason=UNHELD)
     why = host.runs.ended(vm, _REASONS.get((state, reason), ""))
     power = _POWER.get(state, "unknown")
     return Observed(power="crashed" if power == "off" and why == "crashed" else power, reason=why)

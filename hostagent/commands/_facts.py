@@ -44,6 +44,7 @@ def host_facts(host: Host) -> HostFacts:
         machines=machines(connection),
         local_dir=str(layout.root("local").parent),
         shared_dir=str(layout.root("shared").parent) if shares else "",
+        backup_targets=host.targets.ids(),
     )
 
 

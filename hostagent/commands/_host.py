@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hostagent.backups import Targets
 from hostagent.commands._aside import Call
 from hostagent.domain_xml import DomainType
 from hostagent.hooks import Hooks
@@ -30,5 +31,6 @@ class Host:
     """Where other hosts reach this one's libvirt; empty for the host's own name."""
     pki_dir: Path
     hooks: Hooks
+    targets: Targets
     asking: dict[VmId, Call] = field(default_factory=dict)
     """Questions whose answer QEMU may owe for ever: each is asked once."""

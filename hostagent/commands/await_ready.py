@@ -25,6 +25,8 @@ def _reached(command: AwaitReady, host: Host) -> bool:
     domain = need(host, command.vm)
     if observe(host, domain).power != "running":
         return False
+    if command.steady:
+        return False
     if command.ready.by == "none":
         return True
     if _try(command, domain):
@@ -46,13 +48,24 @@ def await_ready(command: AwaitReady, host: Host, scope: Scope) -> Done:
         if seen.power == "running" and asks and (named := _guest.named_addresses(domain)):
             # an agent that names them has answered: one question to a guest takes as long as all the rest
             host.runs.found_at(command.vm, named)
+            _keep_watching(command, host, domain, scope)
             return Done(observed=observe(host, domain))
         trouble = "the domain is paused" if seen.power == "paused" else _try(command, domain)
         if not trouble:
+            _keep_watching(command, host, domain, scope)
             return Done(observed=_with_addresses(command, host, domain, scope))
         if time.monotonic() >= until:
             raise Rejected("not-ready", f"not up within {command.ready.within:g} s: {trouble}")
         scope.pause(_LOOK_EVERY)
+
+
+def _keep_watching(command: AwaitReady, host: Host, domain: Any, scope: Scope) -> None:
+    until = time.monotonic() + command.steady
+    while time.monotonic() < until:
+        scope.pause(_LOOK_EVERY)
+        seen = observe(host, domain)
+        if seen.power != "running":
+            raise Rejected("not-ready", f"the guest did not go on running: it is {seen.power}")
 
 
 def _try(command: AwaitReady, domain: Any) -> str:

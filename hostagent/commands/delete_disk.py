@@ -4,13 +4,14 @@ from hostagent.commands._domain import domain_is_active, lookup
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
 from hostagent.hypervisor import Scope
-from hostagent.layout import clean, disk_file, is_clean
+from hostagent.layout import clean, is_clean
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import DeleteDisk, Done
 
 
 def _reached(command: DeleteDisk, host: Host) -> bool:
-    return is_clean(host.layout.vm(command.disk.storage, command.vm), disk_file(command.disk.name))
+    path = host.layout.disk(command.vm, command.disk)
+    return is_clean(path.parent, path.name)
 
 
 @handles(DeleteDisk, reached=_reached)
@@ -20,5 +21,6 @@ def delete_disk(command: DeleteDisk, host: Host, scope: Scope) -> Done:
     domain = lookup(host.link.calls, command.vm)
     if domain is not None and domain_is_active(domain.state()[0]):
         raise Rejected("busy", f"the domain {command.vm} is active and uses {command.disk.name}")
-    clean(host.layout.vm(command.disk.storage, command.vm), disk_file(command.disk.name))
+    path = host.layout.disk(command.vm, command.disk)
+    clean(path.parent, path.name)
     return Done()

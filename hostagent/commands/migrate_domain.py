@@ -86,7 +86,7 @@ def _check_can_leave(command: MigrateDomain, host: Host, domain: Any, seen: Obse
 def _blockers(command: MigrateDomain, host: Host, domain: Any, seen: Observed) -> Iterator[str]:
     """Everything that keeps the guest here, each in words."""
     xml = domain.XMLDesc(0)
-    local = str(host.layout.vm("local", command.vm))
+    local = str(host.layout.root("local"))
     disks = read_disks(xml).items()
     left = [name for name, path in disks if path.startswith(f"{local}/") and name not in command.copy]
     if left:

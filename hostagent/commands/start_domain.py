@@ -1,13 +1,17 @@
 """Make a domain run, or stand ready to run with its vCPUs halted."""
 
+from pathlib import Path
 from typing import Any
 
 import libvirt
 
+from hostagent.commands._chain import check_topmost
 from hostagent.commands._domain import find, need, observe
 from hostagent.commands._host import Host
+from hostagent.commands._qemu import check_held
 from hostagent.commands._registry import handles
 from hostagent.commands._resuming import check_whole, resume
+from hostagent.domain_xml import read_disks
 from hostagent.hypervisor import Scope
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, StartDomain
@@ -69,6 +73,8 @@ def start_domain(command: StartDomain, host: Host, scope: Scope) -> Done:
     if seen.power == "paused":
         resume(host, domain)
     else:
+        check_held(command.vm)
+        check_topmost(command.vm, map(Path, read_disks(domain.XMLDesc(0)).values()))
         domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if command.halted else 0)
     host.runs.started(command.vm)
     return Done(observed=observe(host, domain))

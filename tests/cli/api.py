@@ -23,11 +23,14 @@ from vmorch.core.drain_resources import BudgetResource, CauseResource, DrainDeta
 from vmorch.core.ids import Digest, GiB, MiB
 from vmorch.core.resources import (
     CertificateResource,
+    DifferenceResource,
     EventResource,
     HostResource,
     ImageResource,
     OperationResource,
     Pending,
+    SnapshotDetail,
+    SnapshotResource,
     StepResource,
     VmResource,
 )
@@ -192,20 +195,23 @@ def stream(chunks: Iterator[bytes]) -> Reply:
     return Reply(content_type="text/event-stream", stream=chunks)
 
 
+SPEC = VmSpec(
+    vcpus=4,
+    max_vcpus=8,
+    memory=MiB(8192),
+    max_memory=MiB(8192),
+    disks=(
+        DiskSpec(
+            name="vda",
+            size=GiB(40),
+            image=ImagePin(digest=Digest("9b" * 32), format="qcow2", size=10, virtual_size=20),
+        ),
+    ),
+    nics=(NicSpec(mac="52:54:00:aa:bb:cc", network="prod", address="10.0.4.13/24"),),
+)
+
+
 def vm(name: str, **more: Any) -> VmResource:
-    disk = DiskSpec(
-        name="vda",
-        size=GiB(40),
-        image=ImagePin(digest=Digest("9b" * 32), format="qcow2", size=10, virtual_size=20),
-    )
-    spec = VmSpec(
-        vcpus=4,
-        max_vcpus=8,
-        memory=MiB(8192),
-        max_memory=MiB(8192),
-        disks=(disk,),
-        nics=(NicSpec(mac="52:54:00:aa:bb:cc", network="prod", address="10.0.4.13/24"),),
-    )
     fields: dict[str, Any] = {
         "id": f"id-{name}",
         "name": name,
@@ -230,9 +236,51 @@ def vm(name: str, **more: Any) -> VmResource:
         "version": 17,
         "created_at": AT,
         "observed_at": AT,
-        "spec": spec,
+        "spec": SPEC,
+        "snapshots": (),
+        "layers_deep": 1,
+        "layers_most": 32,
+        "schedule": None,
     }
     return VmResource(**{**fields, **more})
+
+
+def snapshot(name: str, number: int = 1, parent: str | None = None, **more: Any) -> SnapshotResource:
+    return SnapshotResource(**_snapshot(name, number, parent, more))
+
+
+def snapshot_detail(name: str, number: int = 1, parent: str | None = None, **more: Any) -> SnapshotDetail:
+    fields: dict[str, Any] = {
+        "vm": "id-db-1",
+        "vm_name": "db-1",
+        "children": (),
+        "descendants": (),
+        "differs": (),
+        "spec": SPEC,
+    }
+    return SnapshotDetail(**_snapshot(name, number, parent, {**fields, **more}))
+
+
+def _snapshot(name: str, number: int, parent: str | None, more: dict[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "name": name,
+        "number": number,
+        "parent": parent,
+        "current": False,
+        "quality": "frozen",
+        "memory": False,
+        "power": "running",
+        "origin": "operator",
+        "description": "",
+        "taken_at": AT,
+        "frozen": 0.4,
+        "layers": {"vda": number - 1},
+    }
+    return {**fields, **more}
+
+
+def difference(field: str, then: str | None, now: str | None) -> DifferenceResource:
+    return DifferenceResource(field=field, then=then, now=now)
 
 
 def pending(live: int, asked: int) -> Pending:

@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import pytest
 
 from tests.cli.api import Api
+from tests.cli.nursery import Nursery
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,17 +48,41 @@ def api() -> Iterator[Api]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    with Nursery() as started:
+        yield started
+
+
 @pytest.fixture
-def vmorch(env: dict[str, str], request: pytest.FixtureRequest) -> Run:
+def vmorch(env: dict[str, str], nursery: Nursery, request: pytest.FixtureRequest) -> Run:
     """Run one command line. It talks to the test's `api`, if there is one."""
     if "api" in request.fixturenames:
         env["VMORCH_API"] = request.getfixturevalue("api").url
 
     def run(*arguments: str, input: str = "", **more: str) -> subprocess.CompletedProcess[str]:
+        with TemporaryFile() as stdin, TemporaryFile() as stdout, TemporaryFile() as stderr:
+            stdin.write(input.encode())
+            stdin.seek(0)
+            status = nursery.run([*arguments], {**env, **more}, (stdin, stdout, stderr), os.getcwd())
+            said = []
+            for file in (stdout, stderr):
+                file.seek(0)
+                said.append(file.read().decode())
+        return subprocess.CompletedProcess(arguments, status, *said)
+
+    return run
+
+
+@pytest.fixture
+def started(env: dict[str, str], api: Api) -> Run:
+    """The same by a process of its own from its start, for what that start depends on."""
+
+    def run(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "cli", *arguments],
-            env={**env, **more},
-            input=input,
+            env={**env, "VMORCH_API": api.url, **more},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=60,

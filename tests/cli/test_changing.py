@@ -342,6 +342,7 @@ def test_names_come_from_stdin(api: Api, vmorch: Run) -> None:
         "image remove i",
         "token revoke t",
         "vm delete a b",
+        "audit erase vm/web-1 -m why",
     ],
 )
 def test_destructive_verbs_need_yes_without_a_terminal(api: Api, vmorch: Run, line: str) -> None:
@@ -358,6 +359,19 @@ def test_yes_deletes(api: Api, vmorch: Run) -> None:
     done = vmorch("vm", "delete", "web-1", "--yes", "--keep-disks")
     assert api.changes()[0].json() == {"keep_disks": True}
     assert done.stdout == "web-1 is deleted\n"
+
+
+def test_an_erasure_needs_a_reason_and_says_what_it_does_not_reach(api: Api, vmorch: Run) -> None:
+    api.on("POST /v1/audit/erase", make.accepted("web-1", operation=None))
+    refused = vmorch("audit", "erase", "vm/web-1", "--yes")
+    assert (refused.returncode, refused.stderr.split(":")[0]) == (6, "error[reason-missing]")
+    assert api.asked == []
+    done = vmorch("audit", "erase", "vm/web-1", "--yes", "-m", "case 4711")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("what was sealed for web-1 is erased (event ")
+    for unreached in ("seed images", "journals", "backups", "dumps of the database", "master key"):
+        assert unreached in " ".join(done.stderr.split())
+    assert api.changes()[0].json() == {"subject": "vm/web-1"}
 
 
 def test_a_protected_context_demands_a_reason(api: Api, vmorch: Run) -> None:

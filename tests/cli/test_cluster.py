@@ -1,5 +1,6 @@
 """The CLI against a whole cluster: the real server on real Postgres and NATS, with simulated hosts."""
 
+import asyncio
 import contextlib
 import ctypes
 import json
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import nats
 import pytest
 
 from tests.cli.conftest import ROOT, Run
@@ -97,6 +100,12 @@ def test_a_vm_lives_and_dies_by_the_command_line(live: Run, image: str) -> None:
     assert "Name db-1   State running" in described
     assert "app=web,tier=gold" in described
     assert "vm.renamed" in described
+    why = live("why", "vm/db-1", "power").stdout.splitlines()
+    assert why[0] == "vm/db-1 power is running, before off"
+    assert "vm.operation-started" in why[1]
+    assert "host:sim-" in why[-1]
+    assert "vm.renamed" in live("why", "vm/db-1", "name").stdout
+    assert live("why", "vm/db-1", "colour").returncode == 2
     kinds = [
         json.loads(line)["kind"]
         for line in live("event", "list", "--for", "vm/db-1", "-o", "jsonl").stdout.splitlines()
@@ -104,6 +113,41 @@ def test_a_vm_lives_and_dies_by_the_command_line(live: Run, image: str) -> None:
     assert kinds[0] == "vm.created"
     assert live("vm", "delete", "db-1", "--yes").stdout == "db-1 is deleted\n"
     assert live("vm", "describe", "db-1").returncode == 3
+
+
+def test_the_published_log_is_as_far_as_the_log(live: Run, cluster: Path, tmp_path: Path) -> None:
+    def published() -> dict[str, object]:
+        found = json.loads(live("projection", "status", "-o", "json").stdout)["items"]
+        return next(each for each in found if each["name"] == "published-log")
+
+    deadline = time.monotonic() + 30
+    while (now := published())["position"] != now["head"]:
+        assert time.monotonic() < deadline, now
+        time.sleep(0.2)
+    assert now["trouble"] == ""
+    assert live("doctor").returncode == 0
+    settings = str(cluster / "server.toml")
+    credentials = live("server", "reader", "--config", settings, "audit").stdout
+    assert "BEGIN NATS USER JWT" in credentials
+    (tmp_path / "audit.creds").write_text(credentials)
+    url = str(tomllib.loads(Path(settings).read_text())["nats"]["url"])
+    events = asyncio.run(_read(url, str(tmp_path / "audit.creds"), int(str(now["position"]))))
+    assert [event["position"] for event in events] == [str(number + 1) for number in range(len(events))]
+    assert events[0]["source"] == "/vmorch/dev"
+
+
+async def _read(url: str, credentials: str, count: int) -> list[dict[str, object]]:
+    """The first events of the published log, as any NATS client with a reader's credential gets them."""
+    client = await nats.connect(url, user_credentials=credentials, inbox_prefix="_INBOX_reader_audit")
+    stream = await client.jetstream().find_stream_name_by_subject("vmorch.dev.log.>")
+    subscription = await client.jetstream().pull_subscribe("vmorch.dev.log.>", durable="audit", stream=stream)
+    found: list[dict[str, object]] = []
+    while len(found) < count:
+        for message in await subscription.fetch(100, timeout=10):
+            await message.ack()
+            found.append(json.loads(message.data))
+    await client.close()
+    return found
 
 
 def test_what_cannot_be_placed_says_why_for_every_host(live: Run, image: str) -> None:

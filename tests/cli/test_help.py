@@ -32,7 +32,8 @@ COMMANDS = [path for path in every_command(root, ()) if path]
 def test_the_tree_is_whole() -> None:
     tree = {" ".join(path) for path in COMMANDS}
     expected = """
-        vm create list describe start stop reboot pause resume delete rename label resize
+        vm create list describe start stop reboot pause resume delete rename label resize rollback
+        vm snapshot create list describe delete policy
         host enroll list describe cordon uncordon drain activate label overcommit retire
         drain list describe watch cancel
         host maintenance
@@ -41,17 +42,20 @@ def test_the_tree_is_whole() -> None:
         image add list describe remove
         op list describe wait cancel watch
         event list show tail
+        audit status key verify export witness erase
         context list use add remove show
         token create list revoke
         projection status rebuild
-        server run init
+        server run init reader archive restore-archive
         dev up down status
     """
     for line in expected.strip().splitlines():
         noun, *verbs = line.split()
+        if f"{noun} {verbs[0]} {verbs[-1]}" in tree:
+            noun, verbs = f"{noun} {verbs[0]}", verbs[1:]
         for verb in verbs:
             assert f"{noun} {verb}" in tree
-    assert {"status", "doctor", "explain", "schema", "completion", "whoami", "login", "api"} <= tree
+    assert {"status", "doctor", "explain", "schema", "completion", "whoami", "login", "api", "why"} <= tree
 
 
 @pytest.mark.parametrize("path", COMMANDS, ids=" ".join)
@@ -105,7 +109,13 @@ def test_a_change_is_asked_for_before_what_follows_is_imported() -> None:
         from cli.main import main
         main()
     """
-    lines = ("vm start web-1", "vm stop web-1 --grace 5s", "vm create web-1 --image debian-13 --memory 2Gi")
+    lines = (
+        "vm start web-1",
+        "vm stop web-1 --grace 5s",
+        "vm create web-1 --image debian-13 --memory 2Gi",
+        "vm snapshot create web-1 --quiesce",
+        "vm rollback web-1 --to old --yes",
+    )
     for line in lines:
         done = subprocess.run(
             [sys.executable, "-c", code, *line.split()],

@@ -1,6 +1,6 @@
-"""How a migration goes, in a line."""
+"""How a migration or a backup goes, in a line."""
 
-from cli.pace import show_pace
+from cli.pace import show_copying, show_pace
 from cli.shapes import Pace
 
 
@@ -27,3 +27,11 @@ def test_nothing_is_claimed_before_anything_is_known() -> None:
 
 def test_a_guest_that_was_switched_over_cannot_go_back() -> None:
     assert "switched over" in show_pace(Pace(passes=3, total=100, remaining=5, postcopy=True, left=1.0))
+
+
+def test_disks_that_are_copied_say_how_much_is_left_and_for_how_long() -> None:
+    pace = Pace(total=4 << 30, remaining=1 << 30, bandwidth=256 << 20)
+    assert show_copying(pace) == "[###############.....]  1Gi left at 256Mi/s, about 4.0s"
+    assert show_copying(Pace(total=100, remaining=50)) == "[##########..........]  50 left"
+    assert show_copying(Pace(total=100, remaining=0)) == "copied; what was written is being read back"
+    assert show_copying(Pace()) == "begins"

@@ -14,7 +14,7 @@ from tests.cli.api import Api, Asked, Reply
 from tests.cli.conftest import Run
 from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.codes import CODES
-from vmorch.core.resources import ClusterResource
+from vmorch.core.resources import ClusterResource, WhyResource
 
 
 def two_vms() -> Reply:
@@ -84,13 +84,13 @@ def test_yaml_and_queries(api: Api, vmorch: Run) -> None:
 
 @pytest.mark.parametrize(("flags", "library"), [(("-o", "yaml"), "yaml"), (("--query", "items"), "jmespath")])
 def test_a_library_that_is_not_installed_is_named_with_the_extra(
-    api: Api, vmorch: Run, tmp_path: Path, flags: tuple[str, ...], library: str
+    api: Api, started: Run, tmp_path: Path, flags: tuple[str, ...], library: str
 ) -> None:
     (tmp_path / f"{library}.py").write_text("raise ImportError")
     api.on("GET /v1/vms", two_vms())
     from tests.cli.conftest import ROOT
 
-    done = vmorch("vm", "list", *flags, PYTHONPATH=f"{tmp_path}:{ROOT}")
+    done = started("vm", "list", *flags, PYTHONPATH=f"{tmp_path}:{ROOT}")
     assert done.returncode == 2
     assert "pip install 'vmorch[cli]'" in done.stderr
 
@@ -151,6 +151,7 @@ def test_describe_shows_everything(api: Api, vmorch: Run) -> None:
         "  Addresses  10.0.4.13",
         "  Labels     app=web",
         "  Eviction   live",
+        "  Snapshots  -",
         "  Created    2026-11-20 12:00:00Z",
         "Conditions",
         "  Running  True   power running; ready when: guest agent, within 3m",
@@ -286,6 +287,30 @@ def test_events_are_listed_shown_and_filtered(api: Api, vmorch: Run) -> None:
     assert (asked["subject"], asked["kind"]) == (["vm/web-1"], ["vm.*"])
     assert asked["since"][0].endswith("+00:00")
     assert make.OP in vmorch("event", "show", "7").stdout
+
+
+def test_why_shows_the_chain_from_who_began_it_to_the_event_that_set_the_value(api: Api, vmorch: Run) -> None:
+    stopped = make.event(9, "vm.step-done", {"operation": make.OP, "index": 0}, actor="host:node-1", causation=8)
+    begun = make.event(8, "vm.operation-started", {"operation": make.OP, "verb": "stop"}, reason="CHG-2190")
+    why = WhyResource(
+        subject="vm/id-web-1", name="web-1", field="power", value="off", before="running", causes=[stopped, begun]
+    )
+    api.on("GET /v1/why/vm/web-1", make.single("Why", why))
+    lines = vmorch("why", "vm/web-1", "power", "--time", "utc").stdout.splitlines()
+    assert lines == [
+        "vm/web-1 power is off, before running",
+        '       8  2026-11-20 12:00:00  vm.operation-started  vm/web-1  oncall  verb stop "CHG-2190"',
+        "       9  2026-11-20 12:00:00  └ vm.step-done  vm/web-1  host:node-1  index 0",
+    ]
+    assert api.asked[0].query["field"] == ["power"]
+    api.on("GET /v1/events/9/causes", make.listing("Event", [stopped, begun]))
+    assert vmorch("event", "show", "9", "--causes", "--time", "utc").stdout.splitlines() == lines[1:]
+
+
+def test_why_wants_a_kind_and_a_name(vmorch: Run) -> None:
+    done = vmorch("why", "web-1")
+    assert done.returncode == 2
+    assert "KIND/NAME" in done.stderr
 
 
 def test_a_tail_goes_on_after_a_break_without_missing_anything(api: Api, vmorch: Run) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from tests.core.world import History
+from vmorch.core.aggregates.backup import consequences, heard
 from vmorch.core.aggregates.passage import EndSeen, LooksEnded, StepJudged
 from vmorch.core.aggregates.vm import Operation, StepDone, StepFailed, VmEvent, close_operation
 from vmorch.core.codec import unpack_host_command
@@ -11,7 +12,9 @@ from vmorch.core.hostcommands import (
     Done,
     Failed,
     Observed,
+    RestoreGuest,
     ResumeDomain,
+    SaveGuest,
     StartDomain,
     StopDomain,
     SuspendDomain,
@@ -31,11 +34,13 @@ def well(_index: int, _undo: bool, command: HostCommand) -> Done:
     match command:
         case DefineDomain():
             return Done(observed=Observed(power="off"))
-        case StartDomain() | ResumeDomain():
+        case StartDomain(halted=True) | RestoreGuest(halted=True):
+            return Done(observed=Observed(power="paused", vcpus=1, memory=512))  # type: ignore[arg-type]
+        case StartDomain() | ResumeDomain() | RestoreGuest():
             return Done(observed=Observed(power="running", vcpus=1, memory=512))  # type: ignore[arg-type]
         case SuspendDomain():
             return Done(observed=Observed(power="paused", vcpus=1, memory=512))  # type: ignore[arg-type]
-        case StopDomain():
+        case StopDomain() | SaveGuest():
             return Done(observed=Observed(power="off"))
         case UndefineDomain():
             return Done(observed=Observed(power="absent"))
@@ -87,8 +92,8 @@ def advance(history: History, vm: VmId, answer: Answering = well, see: Seeing | 
             assert packed is not None
             command = unpack_host_command(packed)
             said = answer(index, undo, command)
-            if isinstance(command, DefineDomain) and isinstance(said, Done) and now.power == "running":
-                said = Done()  # redefining does not touch a running domain
+            if isinstance(command, DefineDomain) and isinstance(said, Done) and now.power in ("running", "paused"):
+                said = Done()  # redefining does not touch a domain that is on
         case Withdraw(index=index):
             undo, said = False, Failed(code="cancelled", message="withdrawn")
         case Look(index=index, round=round, hosts=hosts):
@@ -114,8 +119,11 @@ def advance(history: History, vm: VmId, answer: Answering = well, see: Seeing | 
             )  # fmt: skip
             history.take(operation.steps[index].then if verdict == "moved" else ())
             return
-    history.record(at, _event(operation, index, undo, said))
     step = operation.steps[index]
+    said = said if undo else heard(step, said)
+    history.record(at, _event(operation, index, undo, said))
+    if not undo:
+        history.take(consequences(vm, operation, index, said))
     if isinstance(said, Done) and not undo and step.judged is None:
         history.take(step.then)
 
@@ -123,7 +131,9 @@ def advance(history: History, vm: VmId, answer: Answering = well, see: Seeing | 
 def _event(operation: Operation, index: int, undo: bool, said: Done | Failed) -> VmEvent:
     attempt = operation.progress.attempt
     if isinstance(said, Done):
-        return StepDone(operation=operation.id, index=index, undo=undo, attempt=attempt, observed=said.observed)
+        return StepDone(
+            operation=operation.id, index=index, undo=undo, attempt=attempt, observed=said.observed, frozen=said.frozen
+        )
     return StepFailed(
         operation=operation.id, index=index, undo=undo, attempt=attempt, code=said.code, message=said.message,
         blockers=said.blockers,

@@ -128,14 +128,16 @@ def test_a_seed_of_another_kind_or_no_seed_is_refused(tmp_path: Path) -> None:
 def test_the_control_planes_keys_are_made_once(tmp_path: Path) -> None:
     def publics(_: int) -> tuple[str, ...]:
         made = ensure_keys(tmp_path)
-        return made.operator.public, made.account.public, made.system.public, made.server.public
+        return tuple(getattr(made, name).public for name in made.__struct_fields__)
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(publics, range(8)))) == 1
-    assert len(set(publics(0))) == 4
+    assert len(set(publics(0))) == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "account.nk",
+        "log.nk",
         "operator.nk",
+        "publisher.nk",
         "server.nk",
         "system.nk",
     ]

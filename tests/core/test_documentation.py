@@ -17,7 +17,7 @@ def generator() -> dict[str, object]:
     return dict(module.PAGES)
 
 
-@pytest.mark.parametrize("page", ["events.md", "codes.md", "../cli/verbs.json"])
+@pytest.mark.parametrize("page", ["events.md", "codes.md", "asyncapi.json", "../cli/verbs.json"])
 def test_a_generated_page_is_up_to_date(page: str) -> None:
     write = generator()[page]
     assert callable(write)

@@ -30,8 +30,10 @@ from vmorch.core.aggregates.vm import VmObserved
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Observed
 from vmorch.core.ids import DrainId, HostId, MiB, OperationId, VmId, stream
+from vmorch.core.operations.delete_snapshot import DeleteSnapshot
 from vmorch.core.operations.evict import SetEviction
 from vmorch.core.operations.stop import StopVm
+from vmorch.core.operations.take_snapshot import SnapshotVm
 from vmorch.core.planning.admission import admit_on_vm
 from vmorch.core.planning.draining import draining
 from vmorch.core.planning.undertakings import admit_activate
@@ -223,6 +225,16 @@ def test_a_stale_plan_is_refused_with_the_events_that_touch_it(history: History)
         apply(history)
     assert caught.value.code == "plan-stale"
     assert caught.value.facts == {str(cordoned): "host.cordoned  host/h2  tester"}
+
+
+def test_snapshots_of_its_vms_do_not_make_a_plan_stale(history: History) -> None:
+    vm = vm_on(history, "a", "h1")
+    plan(history, "h1")
+    for number, command in enumerate((SnapshotVm(name="one"), DeleteSnapshot(snapshot="one"))):
+        now, operation = history.fleet.vms[vm], OperationId(f"taken-{number}")
+        history.take(admit_on_vm(history.fleet, now, command, operation=operation, who=WHO).changes)
+        drive(history, vm)
+    assert apply(history).running
 
 
 def test_a_rebased_plan_keeps_the_moves_that_still_hold(history: History) -> None:

@@ -15,12 +15,14 @@ from vmorch.core.aggregates.vm import (
     Vm,
     VmCommand,
     VmObserved,
+    mac_address,
 )
+from vmorch.core.aggregates.volume import VolumeCreated, VolumeMade, volume_at
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, Failed, Observed
-from vmorch.core.ids import MiB, OperationId, VmId, stream
+from vmorch.core.ids import GiB, HostId, MiB, OperationId, Stream, VmId, stream
 from vmorch.core.messages import COMMANDS, HostCommand
-from vmorch.core.operations.create import mac_address
+from vmorch.core.operations.attach_volume import AttachVolume
 from vmorch.core.operations.delete import DeleteVm
 from vmorch.core.operations.pause import PauseVm
 from vmorch.core.operations.reboot import RebootVm
@@ -29,8 +31,11 @@ from vmorch.core.operations.resize import ResizeVm
 from vmorch.core.operations.resume import ResumeVm
 from vmorch.core.operations.start import StartVm
 from vmorch.core.operations.stop import StopVm
+from vmorch.core.operations.take_snapshot import SnapshotVm
 from vmorch.core.planning.admission import admit_on_vm
 from vmorch.core.resources import operation_resource, vm_resource
+from vmorch.core.sealed import NONCE, Box, write_sealed
+from vmorch.core.spec import Home
 
 
 @pytest.fixture
@@ -223,6 +228,13 @@ def failing_at(step: int, index: int, undo: bool, command: HostCommand) -> Done 
     return well(index, undo, command)
 
 
+def volume(history: History, name: str) -> None:
+    """A volume on shared storage that nobody uses."""
+    home = Home(vm=VmId("0192f0c1-0000-7000-8000-0000000000aa"), name="vda")
+    made = VolumeCreated(name=name, size=GiB(2), storage="shared", host=HostId("host-h1"), home=home)
+    history.record(stream("volume", volume_at(home)), made, VolumeMade())
+
+
 @pytest.mark.parametrize(
     "kind", [kind for kind, made in COMMANDS.items() if issubclass(made, VmCommand) and not made.resolves]
 )
@@ -232,6 +244,12 @@ def test_every_step_of_every_operation_can_fail_and_the_operation_ends(kind: str
         "vm.resize": {"memory": 1024, "vcpus": 2},
         "vm.label": {"set": {"a": "b"}},
         "vm.set-eviction": {"eviction": "stop"},
+        "vm.delete-snapshot": {"snapshot": "first"},
+        "vm.rollback": {"to": "first", "safety_snapshot": False},
+        "vm.set-snapshot-policy": {"every": 3600.0, "last": 3},
+        "vm.attach-volume": {"volume": "data"},
+        "vm.detach-volume": {"volume": "data"},
+        "vm.grow-disk": {"disk": "vdb", "size": 3},
     }
     command = COMMANDS[kind](**arguments.get(kind, {}))
     assert isinstance(command, VmCommand)
@@ -241,6 +259,13 @@ def test_every_step_of_every_operation_can_fail_and_the_operation_ends(kind: str
         history.image()
         vm = running(history, max_vcpus=4, max_memory=MiB(4096), storage="shared").id
         history.host("h2")
+        for name in ("first", "second"):
+            begin(history, vm, SnapshotVm(name=name, memory=True))
+            drive(history, vm)
+        volume(history, "data")
+        if kind in ("vm.detach-volume", "vm.grow-disk"):
+            begin(history, vm, AttachVolume(volume="data"))
+            drive(history, vm)
         if "running" not in command.needs:
             begin(history, vm, PauseVm() if "paused" in command.needs else StopVm())
             drive(history, vm)
@@ -295,15 +320,15 @@ def test_a_timeout_of_a_step_that_was_answered_meanwhile_changes_nothing(history
 
 
 def test_user_data_is_not_shown_to_whoever_reads_vms_and_operations(history: History) -> None:
-    secret = "#cloud-config\npassword: canary"
+    secret = write_sealed(Box(Stream("vm/web"), b"n" * NONCE, b"canary" * 10))
     vm = history.create(asked("web", user_data=secret))
     state = history.fleet.vms[vm]
     shown = [
         vm_resource(history.fleet, state),
         *(operation_resource(history.fleet, state, each) for each in state.operations.values()),
     ]
-    assert b"canary" not in msgspec.json.encode(shown)
-    assert b"sha256" in msgspec.json.encode(shown)
+    assert secret.encode() not in msgspec.json.encode(shown)
+    assert msgspec.json.encode(shown).count(b"(44 bytes, sealed)") == 2
 
 
 def test_a_pause_that_finds_the_vm_off_is_undone_and_not_stuck(history: History) -> None:

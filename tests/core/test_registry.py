@@ -1,6 +1,7 @@
 """The registry: kinds are for ever, so any change of them shows in review."""
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -8,9 +9,11 @@ import pytest
 
 import vmorch.core.fleet  # noqa: F401  registers every message
 from vmorch.core import spec
-from vmorch.core.codec import Unreadable, decode_event, pack, unpack_event
+from vmorch.core.codec import Unreadable, decode, decode_event, pack, unpack_event
+from vmorch.core.ids import Position, Stream
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS, Event, message
 from vmorch.core.operations.rename import VmRenamed
+from vmorch.core.records import Recorded
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "registry.txt"
 
@@ -70,6 +73,33 @@ def test_what_cannot_be_read_is_refused_with_its_reason(kind: str, schema: int, 
     with pytest.raises(Unreadable) as caught:
         decode_event(kind, schema, data)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("data", [b"{}", b"[]", b"null", b'"x"', b"1"])
+def test_what_an_upcaster_cannot_lift_is_refused_like_any_other_bad_shape(data: bytes) -> None:
+    class Weighed(Event, frozen=True, kw_only=True):
+        grams: int
+
+    message("test.weighed", schema=2, upcasters={1: lambda old: {"grams": old["kilos"] * 1000}})(Weighed)
+    try:
+        assert decode_event("test.weighed", 1, b'{"kilos":2}') == Weighed(grams=2000)
+        for schema in (0, 1, -1):
+            with pytest.raises(Unreadable) as caught:
+                decode_event("test.weighed", schema, data)
+            assert caught.value.code == "bad-shape"
+    finally:
+        del EVENTS["test.weighed"]
+
+
+@pytest.mark.parametrize("meta", [b"{}", b"[]", b'{"actor":1}', b"\xff"])
+def test_an_event_whose_meta_cannot_be_read_is_refused_with_its_reason(meta: bytes) -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    record = Recorded(
+        position=Position(1), stream=Stream("vm/1"), version=1, kind="vm.renamed", schema=1, data=b'{"name":"a"}',
+        meta=meta, recorded_at=moment,
+    )  # fmt: skip
+    with pytest.raises(Unreadable, match=r"meta of vm\.renamed"):
+        decode(record)
 
 
 def test_a_packed_event_comes_back_as_it_was() -> None:

@@ -67,7 +67,8 @@ class History:
         id = HostId(f"host-{name}")
         known: dict[str, object] = {
             "networks": ("lab",), "shared_gib": GiB(disk), "shared_id": "san", "encrypts": True, "address": name,
-            "machines": ("pc-q35-7.2",), "qemu": "7.2.22", "libvirt": "9.0.0", **facts,
+            "machines": ("pc-q35-7.2",), "qemu": "7.2.22", "libvirt": "9.0.0",
+            "backup_targets": {"main": "7" * 32}, **facts,
         }  # fmt: skip
         said = HostFacts(
             hostname=name, machine_id=f"machine-{name}", cpus=cpus, memory=MiB(memory), local_gib=GiB(disk),

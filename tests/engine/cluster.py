@@ -5,7 +5,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from hostagent.agent import Agent
@@ -32,13 +32,17 @@ from vmorch.core.spec import HostFacts
 from vmorch.engine.authority import ensure_authority
 from vmorch.engine.caller import Accepted, Caller
 from vmorch.engine.control import Control, Enrolled, Identity
+from vmorch.engine.masterkey import MasterKey
+from vmorch.engine.subject_keys import SubjectKeys
 from vmorch.log.interface import Log
+from vmorch.log.keyring import Keyring, MemoryKeyring
 from vmorch.log.memory import MemoryLog
 from vmorch.system import SystemClock
 from vmorch.wire import subjects
 
 OPERATOR = Caller(actor="ada", role="operator", reason="test")
 CLUSTER = "test"
+TARGETS = {"main": "9" * 32}
 
 
 async def until(condition: Callable[[], object], within: float = 20.0) -> None:
@@ -47,6 +51,16 @@ async def until(condition: Callable[[], object], within: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         await asyncio.sleep(0.002)
+
+
+class Clock(SystemClock):
+    """The machine's clocks, of which the one on the wall can be put forward, for the log as for the control plane."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta()
+
+    def now(self) -> datetime:
+        return super().now() + self.ahead
 
 
 class SimulatedHost:
@@ -70,8 +84,9 @@ class SimulatedHost:
             encrypts=True,
             machines=("pc-q35-7.2",),
             local_dir="/var/lib/vmorch",
+            backup_targets=TARGETS,
         )
-        host = LibvirtHost(free=free, available=MiB(memory), machines=self.facts.machines)
+        host = LibvirtHost(free=free, available=MiB(memory), machines=self.facts.machines, targets=TARGETS)
         self.hypervisor = SimulatedHypervisor(self.facts, host, seconds=cluster.takes, site=cluster.site)
         self.enrolled: Enrolled | None = None
 
@@ -106,16 +121,20 @@ class SimulatedHost:
 class Cluster:
     """A control plane that can be stopped and started on the same log."""
 
-    def __init__(self, log: Log, directory: Path) -> None:
+    def __init__(self, log: Log, directory: Path, clock: Clock | None = None) -> None:
         self.log, self.directory = log, directory
+        self.clock = clock or Clock()
         self.bus = MemoryBus()
-        self.site = Site()
         self.keys = ControlKeys(
-            operator=create("operator"), account=create("account"), system=create("account"), server=create("user")
+            operator=create("operator"), account=create("account"), system=create("account"), server=create("user"),
+            log=create("account"), publisher=create("user"),
         )
         self.authority = ensure_authority(directory / "authority", CLUSTER, datetime.now(UTC))
         numbers = itertools.count(1)
         self.ids = lambda: f"{next(numbers):08d}-0000-7000-8000-000000000000"
+        self.keyring: Keyring = MemoryKeyring()
+        drawn = itertools.count(1)
+        self.random = lambda size: next(drawn).to_bytes(size, "big")
         sessions = itertools.count(1)
         self.effects = Effects(
             clock=time.monotonic,
@@ -147,8 +166,9 @@ class Cluster:
         async def reached(position: Position, seconds: float) -> bool:
             return True
 
+        keys = SubjectKeys(self.keyring, MasterKey(b"m" * 32), self.random)
         self.control = Control(
-            self.log, link, reached, identity, SystemClock(), self.ids, lambda seed: f"secret-of-{seed}"
+            self.log, link, reached, identity, self.clock, self.ids, lambda seed: f"secret-of-{seed}", keys
         )
         await self.control.start()
         running = asyncio.create_task(self.control.run())
@@ -200,7 +220,8 @@ class Cluster:
 @asynccontextmanager
 async def cluster(directory: Path, *names: str) -> AsyncIterator[Cluster]:
     """A running cluster with an image and these hosts connected."""
-    made = Cluster(MemoryLog("first", lambda: datetime.now(UTC)), directory)
+    clock = Clock()
+    made = Cluster(MemoryLog("first", clock.now), directory, clock)
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(made.plane())
         await made.image()

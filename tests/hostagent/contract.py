@@ -70,27 +70,8 @@ def power_of(answer: Answer) -> Power:
     return answer.observed.power
 
 
-class HypervisorContract:
-    """Tests for any hypervisor; see above for the fixtures."""
-
-    @pytest.fixture
-    def vm(self, hypervisor: Hypervisor) -> Iterator[VmId]:
-        """A VM's id; nothing of it is left afterwards."""
-        vm = VmId(str(uuid4()))
-        yield vm
-        for command in (
-            StopDomain(vm=vm, grace=0, force=True),
-            UndefineDomain(vm=vm),
-            DeleteSeed(vm=vm),
-            DeleteDisk(vm=vm, disk=DISK),
-        ):
-            hypervisor.execute(command, scope())
-
-    @pytest.fixture
-    def running(self, hypervisor: Hypervisor, vm: VmId) -> VmId:
-        """A VM that runs."""
-        self.do(hypervisor, CreateDisk(vm=vm, disk=DISK), DefineDomain(vm=vm, spec=SPEC), StartDomain(vm=vm))
-        return vm
+class Ordering:
+    """How orders are given and what must hold of every one of them."""
 
     def do(self, hypervisor: Hypervisor, *commands: HostCommand) -> Done:
         """Carry commands out, each with success; the last answer."""
@@ -125,6 +106,29 @@ class HypervisorContract:
         assert again.already, (command, again)
         assert again.observed == first.observed
         return first
+
+
+class HypervisorContract(Ordering):
+    """Tests for any hypervisor; see above for the fixtures."""
+
+    @pytest.fixture
+    def vm(self, hypervisor: Hypervisor) -> Iterator[VmId]:
+        """A VM's id; nothing of it is left afterwards."""
+        vm = VmId(str(uuid4()))
+        yield vm
+        for command in (
+            StopDomain(vm=vm, grace=0, force=True),
+            UndefineDomain(vm=vm),
+            DeleteSeed(vm=vm),
+            DeleteDisk(vm=vm, disk=DISK),
+        ):
+            hypervisor.execute(command, scope())
+
+    @pytest.fixture
+    def running(self, hypervisor: Hypervisor, vm: VmId) -> VmId:
+        """A VM that runs."""
+        self.do(hypervisor, CreateDisk(vm=vm, disk=DISK), DefineDomain(vm=vm, spec=SPEC), StartDomain(vm=vm))
+        return vm
 
     def test_facts_tell_what_the_host_is(self, hypervisor: Hypervisor) -> None:
         facts = hypervisor.facts()

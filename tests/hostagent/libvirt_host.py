@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -106,11 +106,18 @@ def lab_of(hosts: int, directory: Path) -> Iterator[Lab]:
 
 
 def hypervisor_on(
-    uri: str, local: Path, shared: Path | None, url: str, hooks: Path = Path("/nonexistent")
+    uri: str,
+    local: Path,
+    shared: Path | None,
+    url: str,
+    hooks: Path = Path("/nonexistent"),
+    backups: Mapping[str, Path] | None = None,
 ) -> LibvirtHypervisor:
     """The agent's hypervisor for a lab host, emulating."""
 
     def headers(path: str) -> dict[str, str]:
         return {"x-host": f"signed {path}"}
 
-    return LibvirtHypervisor(uri, local, shared, None, "tcg", CLUSTER, lambda: url, headers, hooks_dir=hooks)
+    return LibvirtHypervisor(
+        uri, local, shared, None, "tcg", CLUSTER, lambda: url, headers, hooks_dir=hooks, backups=backups
+    )

@@ -23,6 +23,7 @@ from hostagent.threads import InPlace, Threads
 from vmorch.bus.bus import to_sending_host
 from vmorch.bus.keys import create, verifier
 from vmorch.bus.memory import MemoryBus
+from vmorch.core.backup import Target
 from vmorch.core.codec import pack
 from vmorch.core.hostcommands import Answer, CreateDisk, DefineDomain, StartDomain
 from vmorch.core.hypervisor import LibvirtHost
@@ -182,9 +183,13 @@ def effects(*, threads: bool = True) -> Effects:
     )
 
 
+TARGET = Target(name="main", id="7" * 32)
+
+
 def simulated(**options: object) -> SimulatedHypervisor:
     """A host of its own where everything happens at once."""
-    host = LibvirtHost(networks=(), machines=FACTS.machines, available=FACTS.memory)
+    targets = {TARGET.name: TARGET.id}
+    host = LibvirtHost(networks=(), machines=FACTS.machines, available=FACTS.memory, targets=targets)
     return SimulatedHypervisor(FACTS, host, **({"seconds": no_seconds} | options))  # type: ignore[arg-type]
 
 

@@ -1,18 +1,44 @@
 """A real libvirt host keeps the contract of all hypervisors."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import libvirt
+import libvirt_qemu
 import pytest
-from contract import HypervisorContract
+from backup_contract import BackupContract, Restore, Write
+from contract import HypervisorContract, scope
+from layer_contract import FIRST, SECOND, Content, LayerContract, Record
 from libvirt_host import ImageServer, empty_qcow2, hypervisor_on, lab_of, pin
+from msgspec.structs import replace
+from volume_contract import VolumeContract, new_id
 
 from deploy.lab.host import Host
+from hostagent.commands._monitor import bitmaps_of
+from hostagent.commands._noting import note_name, recall
+from hostagent.domain_xml import read_aliases, read_chains
+from hostagent.hypervisor import Hypervisor
+from hostagent.layout import disk_file
 from hostagent.libvirt_hypervisor import LibvirtHypervisor
-from vmorch.core.ids import VmId
+from vmorch.core.backup import Saved, Target
+from vmorch.core.hostcommands import Failed, Memory, SaveGuest, VerifyBackup
+from vmorch.core.ids import BackupId, VmId
 from vmorch.core.spec import ImagePin
 
 pytestmark = pytest.mark.libvirt
+CLUSTER_SIZE, LOOKED_AT = 64 * 1024, 8
+"""Bytes of a cluster, and how many of them tests write to."""
 
 
 @pytest.fixture(scope="module")
@@ -28,17 +54,21 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageServer]:
     server.close()
 
 
+@pytest.fixture
+def hypervisor(host: Host, server: ImageServer, tmp_path: Path) -> Iterator[LibvirtHypervisor]:
+    backups = host.local / "backups"
+    backups.mkdir(exist_ok=True)
+    hypervisor = hypervisor_on(host.uri, host.local, host.shared, server.url, tmp_path, {"main": backups})
+    yield hypervisor
+    hypervisor.close()
+
+
+@pytest.fixture
+def image_pin(server: ImageServer) -> ImagePin:
+    return pin(server.image, 64 << 20)
+
+
 class TestLibvirtHypervisor(HypervisorContract):
-    @pytest.fixture
-    def hypervisor(self, host: Host, server: ImageServer, tmp_path: Path) -> Iterator[LibvirtHypervisor]:
-        hypervisor = hypervisor_on(host.uri, host.local, host.shared, server.url, tmp_path)
-        yield hypervisor
-        hypervisor.close()
-
-    @pytest.fixture
-    def image_pin(self, server: ImageServer) -> ImagePin:
-        return pin(server.image, 64 << 20)
-
     @pytest.fixture
     def failing_hook(self, tmp_path: Path) -> None:
         script = tmp_path / "before-maintenance"
@@ -49,3 +79,289 @@ class TestLibvirtHypervisor(HypervisorContract):
     def stop_deaf(self) -> Callable[[VmId], None]:
         # firmware that finds nothing to boot hears no power button
         return lambda vm: None
+
+
+def ask_qemu(domain: Any, execute: str, **arguments: object) -> Any:
+    order = json.dumps({"execute": execute, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuMonitorCommand(domain, order, 0))["return"]
+
+
+def open_behind_libvirt(domain: Any, layer: Path, base: Path) -> None:
+    """What QEMU has open when libvirt dies just before a guest goes on above a new layer."""
+    order = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", base, layer, "1G"]
+    subprocess.run(order, check=True)
+    file = {"driver": "file", "filename": str(layer), "auto-read-only": True}
+    ask_qemu(domain, "blockdev-add", **file, **{"node-name": "left-storage"})
+    format = {"driver": "qcow2", "file": "left-storage", "read-only": False, "backing": None}
+    ask_qemu(domain, "blockdev-add", **format, **{"node-name": "left-format"})
+
+
+def merge_behind_libvirt(domain: Any, written: str, top: str, into: str) -> None:
+    """What QEMU has done when libvirt dies at the very end of a merge."""
+    ask = partial(ask_qemu, domain)
+    nodes = {
+        each["file"]: each["node-name"]
+        for each in ask("query-named-block-nodes", flat=True)
+        if each["drv"] == "qcow2"
+    }
+    order = {"job-id": "by-hand", "device": nodes[written], "base-node": nodes[into], "auto-dismiss": True}
+    ask("block-commit", **order, **({} if top == written else {"top-node": nodes[top]}))
+    deadline = time.monotonic() + 20
+    while jobs := [each for each in ask("query-jobs") if each["id"] == "by-hand"]:
+        if jobs[0]["status"] == "ready":
+            ask("job-complete", id="by-hand")
+        assert time.monotonic() < deadline
+    for node in (nodes[top], nodes[top].replace("-format", "-storage")):
+        ask("blockdev-del", **{"node-name": node})
+
+
+class Layers:
+    """How tests reach the layers of the real host."""
+
+    @pytest.fixture
+    def directory(self, host: Host) -> Callable[[VmId], Path]:
+        """Where everything is that the host keeps of a VM."""
+        return lambda vm: host.local / "vmorch/vms" / vm
+
+    @pytest.fixture
+    def fill(self, directory: Callable[[VmId], Path]) -> Callable[[VmId, str, int, int, int], None]:
+        def write(vm: VmId, disk: str, layer: int, cluster: int, byte: int) -> None:
+            order = f"write -P {byte} {cluster * CLUSTER_SIZE} {CLUSTER_SIZE}"
+            qemu_io("-f", "qcow2", "-c", order, directory(vm) / disk_file(disk, layer))
+
+        return write
+
+    @pytest.fixture
+    def content(self, directory: Callable[[VmId], Path], tmp_path: Path) -> Callable[[VmId, str, int], Content]:
+        def read(vm: VmId, disk: str, layer: int) -> Content:
+            flat, path = tmp_path / "read", directory(vm) / disk_file(disk, layer)
+            source = ("-U", "-f", "qcow2", "-O", "raw")
+            size = f"bs={CLUSTER_SIZE}", f"count={LOOKED_AT}"
+            subprocess.run(["qemu-img", "dd", *source, *size, f"if={path}", f"of={flat}"], check=True)
+            data = flat.read_bytes()
+            clusters = [data[at * CLUSTER_SIZE : (at + 1) * CLUSTER_SIZE] for at in range(LOOKED_AT)]
+            assert all(len(set(each)) == 1 for each in clusters)
+            return {at: each[0] for at, each in enumerate(clusters) if each[0]}
+
+        return read
+
+    @pytest.fixture
+    def files(self, directory: Callable[[VmId], Path]) -> Callable[[VmId], Collection[str]]:
+        def names(vm: VmId) -> Collection[str]:
+            there = directory(vm)
+            return {each.name for each in there.iterdir()} if there.is_dir() else set()
+
+        return names
+
+    @pytest.fixture
+    def foreign_layer(self, directory: Callable[[VmId], Path]) -> Callable[[VmId, str, int], Callable[[], None]]:
+        def add(vm: VmId, disk: str, on: int) -> Callable[[], None]:
+            base, foreign = directory(vm) / disk_file(disk, on), directory(vm) / f"before-the-update-{disk}.qcow2"
+            order = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b", base, foreign, "1G"]
+            subprocess.run(order, check=True)
+            return foreign.unlink
+
+        return add
+
+    @pytest.fixture
+    def lost_layer(
+        self, directory: Callable[[VmId], Path], tmp_path: Path
+    ) -> Callable[[VmId, str, int], Callable[[], None]]:
+        def lose(vm: VmId, disk: str, layer: int) -> Callable[[], None]:
+            path, away = directory(vm) / disk_file(disk, layer), tmp_path / "lost"
+            path.rename(away)
+
+            def bring_back() -> None:
+                away.rename(path)
+
+            return bring_back
+
+        return lose
+
+    @pytest.fixture
+    def frozen_never(self) -> Callable[[VmId], None]:
+        # no guest's agent answers where there is no operating system
+        return lambda vm: None
+
+
+class TestLibvirtLayers(Layers, LayerContract):
+    @pytest.mark.parametrize("into", [0, 1])
+    def test_a_merge_that_libvirt_did_not_live_to_see_is_ended_and_the_guest_goes_on(
+        self, hypervisor: Hypervisor, running: Record, host: Host, directory: Callable[[VmId], Path], into: int
+    ) -> None:
+        self.carry_out(hypervisor, running, running.take())
+        self.carry_out(hypervisor, running, running.take())
+        files = {layer: str(directory(running.vm) / disk_file("vda", layer)) for layer in range(3)}
+        with closing(libvirt.open(host.uri)) as connection:
+            domain = connection.lookupByUUIDString(running.vm)
+            merge_behind_libvirt(domain, files[2], files[into + 1], files[into])
+            assert files[into + 1] in read_chains(domain.XMLDesc(0))["vda"]
+            seen = self.carry_out(hypervisor, running, running.merge("vda", into + 1, into)).observed
+            left = [files[layer] for layer in (2, 1, 0) if layer != into + 1]
+            assert read_chains(domain.XMLDesc(0))["vda"] == tuple(left)
+            assert seen is not None
+            assert seen.power == "running"
+        assert not Path(files[into + 1]).exists()
+        # and libvirt can change them again
+        self.carry_out(hypervisor, running, running.take())
+
+    @pytest.mark.parametrize("memory", [None, FIRST])
+    def test_a_snapshot_that_libvirt_did_not_live_to_see_is_taken_and_nothing_is_left_open(
+        self, hypervisor: Hypervisor, running: Record, host: Host, directory: Callable[[VmId], Path],
+        memory: Memory | None,
+    ) -> None:  # fmt: skip
+        base, layer = (directory(running.vm) / disk_file("vda", number) for number in range(2))
+        with closing(libvirt.open(host.uri)) as connection:
+            domain = connection.lookupByUUIDString(running.vm)
+            open_behind_libvirt(domain, layer, base)
+            self.carry_out(hypervisor, running, running.take(memory=memory))
+            opened = [each["node-name"] for each in ask_qemu(domain, "query-named-block-nodes", flat=True)]
+            assert not [name for name in opened if name.startswith("left-")]
+        # its memory can be kept only while each file is open once
+        self.carry_out(hypervisor, running, running.take(memory=SECOND))
+
+    def test_what_is_kept_of_a_guest_nobody_else_can_read(
+        self, hypervisor: Hypervisor, running: Record, directory: Callable[[VmId], Path]
+    ) -> None:
+        self.carry_out(hypervisor, running, running.take(memory=FIRST))
+        self.do(hypervisor, SaveGuest(vm=running.vm, memory=SECOND))
+        modes = {each.name: stat.S_IMODE(each.stat().st_mode) for each in directory(running.vm).iterdir()}
+        for name in ("memory.1", "memory.2", "vda.qcow2", "vda.1.qcow2"):
+            assert modes[name] == 0o600, (name, oct(modes[name]))
+
+
+class TestLibvirtVolumes(Layers, VolumeContract):
+    @pytest.fixture
+    def deaf(self) -> Callable[[VmId], None]:
+        # firmware that finds nothing to boot hears no request to unplug
+        return lambda vm: None
+
+    @pytest.fixture
+    def lost(self, host: Host) -> Iterator[VmId]:
+        lost = new_id()
+        directory = host.local / "vmorch/vms" / lost
+        directory.mkdir()
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", directory / "vda.qcow2", "1G"], check=True)
+        yield lost
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+class TestLibvirtBackups(Layers, BackupContract):
+    @pytest.fixture
+    def target(self, hypervisor: Hypervisor) -> Target:
+        return Target(name="main", id=hypervisor.facts().backup_targets["main"])
+
+    @pytest.fixture
+    def guest_writes(self, host: Host) -> Callable[[VmId, str, int, int], None]:
+        def write(vm: VmId, disk: str, cluster: int, byte: int) -> None:
+            with closing(libvirt.open(host.uri)) as connection:
+                domain = connection.lookupByUUIDString(vm)
+                device = f"/machine/peripheral/{read_aliases(domain.XMLDesc(0))[disk]}/virtio-backend"
+                order = f'qemu-io -d {device} "write -P {byte} {cluster * CLUSTER_SIZE} {CLUSTER_SIZE}"'
+                said = libvirt_qemu.qemuMonitorCommand(domain, order, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
+                assert not said.strip(), said
+
+        return write
+
+    @pytest.fixture
+    def damage(self, host: Host) -> Callable[[BackupId, str], None]:
+        def change(backup: BackupId, disk: str) -> None:
+            path = host.local / "backups" / backup / f"{disk}.qcow2"
+            data = bytearray(path.read_bytes())
+            # the last cluster of the file holds data
+            data[-5] ^= 1
+            path.write_bytes(data)
+
+        return change
+
+    @pytest.fixture
+    def kept(self, host: Host) -> Callable[[], Collection[str]]:
+        return lambda: {str(each.relative_to(host.local)) for each in (host.local / "backups").rglob("*")}
+
+    def test_bitmaps_are_kept_for_the_last_two_and_libvirt_keeps_nothing(
+        self, hypervisor: Hypervisor, record: Record, target: Target, host: Host
+    ) -> None:
+        chain: list[Saved] = []
+        for _ in range(4):
+            chain.append(self.take(hypervisor, record, target, *chain))
+        with closing(libvirt.open(host.uri)) as connection:
+            domain = connection.lookupByUUIDString(record.vm)
+            assert not domain.listAllCheckpoints()
+            found = {each.name for layers in bitmaps_of(domain).values() for layer in layers for each in layer}
+        assert found == {note_name(each.backup) for each in chain[-2:]}
+
+    def test_a_guest_that_went_off_in_the_middle_leaves_nothing_in_libvirts_books(
+        self, hypervisor: Hypervisor, record: Record, target: Target, host: Host
+    ) -> None:
+        first = self.take(hypervisor, record, target)
+        order = self.order(record, target, first)
+        with closing(libvirt.open(host.uri)) as connection:
+            domain = connection.lookupByUUIDString(record.vm)
+            # as an agent leaves it that dies between two calls, and whose guest stops then
+            recall(domain, ["vda", "vdb"], first.backup)
+            self.stop(hypervisor, record)
+            assert domain.listAllCheckpoints()
+            answer = hypervisor.resolve(order, scope())
+            assert isinstance(answer, Failed)
+            assert answer.code == "interrupted"
+            assert not domain.listAllCheckpoints()
+        second = self.do(hypervisor, order).saved
+        assert second is not None
+        assert (second.kind, second.why) == ("full", "the VM is off")
+
+    def test_what_was_noted_of_a_guest_that_lost_its_power_is_not_believed(
+        self, hypervisor: Hypervisor, record: Record, target: Target, guest_writes: Write, restored: Restore
+    ) -> None:
+        first = self.take(hypervisor, record, target)
+        guest_writes(record.vm, "vda", 0, 1)
+        [process] = qemus(record.vm)
+        os.kill(process, signal.SIGKILL)
+        deadline = time.monotonic() + 20
+        while hypervisor.observe(record.vm).power == "running":
+            assert time.monotonic() < deadline
+        self.start(hypervisor, record)
+        guest_writes(record.vm, "vda", 1, 2)
+        second = self.take(hypervisor, record, target, first)
+        assert (second.kind, second.why) == ("full", "the writes to vda since the last one are not noted")
+        guest_writes(record.vm, "vda", 2, 3)
+        third = self.take(hypervisor, record, target, second)
+        assert third.kind == "incremental"
+        assert restored(second, third)["vda"] == restored(second)["vda"] | {2: 3}
+
+    def test_nobody_else_can_read_a_backup(
+        self, hypervisor: Hypervisor, record: Record, target: Target, host: Host
+    ) -> None:
+        saved = self.take(hypervisor, record, target)
+        self.stop(hypervisor, record)
+        for each in (saved, self.take(hypervisor, record, target)):
+            for path in (host.local / "backups" / each.backup).iterdir():
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+    def test_a_file_that_names_another_one_is_never_followed(
+        self, hypervisor: Hypervisor, record: Record, target: Target, host: Host, tmp_path: Path
+    ) -> None:
+        saved = self.take(hypervisor, record, target)
+        path = host.local / "backups" / saved.backup / "vda.qcow2"
+        qemu_img = ["qemu-img", "create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/machine-id", path, "1G"]
+        path.unlink()
+        subprocess.run(qemu_img, check=True)
+        sha = hashlib.sha256(path.read_bytes()).hexdigest()
+        forged = replace(saved, disks=tuple(replace(each, sha256=sha) for each in saved.disks))
+        answer = self.refused(hypervisor, VerifyBackup(target=target, chain=(forged,)), "backup-damaged")
+        assert any("names a backing file" in each for each in answer.blockers)
+
+
+def qemus(vm: VmId) -> list[int]:
+    """The processes of the VM's guest."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = (process / "cmdline").read_text().split("\0")
+            if words[0].endswith("qemu-system-x86_64") and any(vm in word for word in words):
+                found.append(int(process.name))
+    return found
+
+
+def qemu_io(*words: str | Path) -> None:
+    done = subprocess.run(["qemu-io", *words], check=True, capture_output=True, text=True)
+    assert "error" not in done.stdout.lower(), done.stdout

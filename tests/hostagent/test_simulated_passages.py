@@ -14,17 +14,25 @@ from hostagent.simulated_hypervisor import SimulatedHypervisor
 from hostagent.simulated_passage import Leftover
 from hostagent.simulated_site import Site
 from vmorch.core.hostcommands import (
+    ClaimDomain,
     CreateDisk,
     DefineDomain,
     DeleteDisk,
     Done,
     Failed,
+    MakeLayers,
+    Memory,
     MigrateDomain,
     ObserveDomain,
     Passage,
+    PrepareArrival,
+    RestoreGuest,
     StartDomain,
+    StopDomain,
+    TakeSnapshot,
 )
-from vmorch.core.hypervisor import LibvirtHost
+from vmorch.core.hypervisor import LibvirtHost, content, remembering, written
+from vmorch.core.layers import stack
 from vmorch.core.messages import HostCommand
 from vmorch.core.migration import TABLE, cell
 
@@ -165,3 +173,54 @@ def test_what_lies_on_shared_storage_is_seen_by_all_who_share_it(trip: Simulated
     do(trip.here, DeleteDisk(vm=other, disk=SHARED))
     assert other not in trip.there.host.disks
     assert trip.there.host.free == trip.here.host.free
+
+
+def test_layers_and_kept_memory_on_shared_storage_are_at_the_destination_too() -> None:
+    trip = SimulatedTrip(seconds=0)
+    vm, memory = trip.vm, Memory(number=1, storage="shared")
+    trip.here.tamper(lambda host: remembering(written(host, vm, "vda", 0, 1), vm, "then"))
+    above = replace(trip.spec, disks=(replace(SHARED, layer=1),))
+    told = {"vm": vm, "stacks": (stack(SHARED, {0: None}),), "next": 1}
+    do(trip.here, TakeSnapshot(spec=above, memory=memory, **told))
+    trip.here.tamper(lambda host: remembering(written(host, vm, "vda", 0, 2), vm, "now"))
+    lacking = replace(above, disks=(replace(SHARED, layer=2),))
+    failed(trip.there.execute(PrepareArrival(vm=vm, spec=lacking, encrypted=False), scope()), "arrival-blocked")
+    do(trip.there, PrepareArrival(vm=vm, spec=above, encrypted=False))
+    do(trip.here, leave(trip, PLAIN))
+    do(trip.there, ClaimDomain(vm=vm, spec=above, run=True))
+    domain = trip.there.host.domains[vm]
+    assert (domain.power, domain.ram) == ("running", "now")
+    assert content(trip.there.host, vm, domain.disks[0]) == {0: 2}
+
+    back = replace(above, disks=(replace(SHARED, layer=2),))
+    told = {"vm": vm, "stacks": (stack(above.disks[0], {0: None, 1: 0}),), "next": 2}
+    do(trip.there, MakeLayers(on={"vda": 0}, **told))
+    do(trip.there, StopDomain(vm=vm, grace=0, force=True))
+    do(trip.there, DefineDomain(vm=vm, spec=back))
+    do(trip.there, RestoreGuest(vm=vm, spec=back, memory=memory, spend=True))
+    domain = trip.there.host.domains[vm]
+    assert (domain.power, domain.ram) == ("running", "then")
+    for host in (trip.here.host, trip.there.host):
+        assert content(host, vm, back.disks[0]) == {0: 1}
+        assert vm not in host.memories
+    assert trip.there.host.free == trip.here.host.free
+
+
+def test_a_copied_disk_brings_what_was_written_to_it_and_nothing_from_below() -> None:
+    """Which is why a disk of several layers must not be carried so."""
+    trip, vm = SimulatedTrip(seconds=0), new_vm()
+    spec = replace(SPEC, disks=(DISK,))
+    for command in (CreateDisk(vm=vm, disk=DISK), DefineDomain(vm=vm, spec=spec), StartDomain(vm=vm)):
+        do(trip.here, command)
+    trip.here.tamper(lambda host: written(host, vm, "vda", 0, 1))
+    do(trip.there, CreateDisk(vm=vm, disk=DISK))
+    do(trip.here, MigrateDomain(vm=vm, address="h2", passage=PLAIN, copy=("vda",)))
+    assert content(trip.there.host, vm, DISK) == {0: 1}
+
+    above = replace(spec, disks=(replace(DISK, layer=1),))
+    do(trip.there, TakeSnapshot(vm=vm, stacks=(stack(DISK, {0: None}),), next=1, spec=above))
+    trip.there.tamper(lambda host: written(host, vm, "vda", 1, 2))
+    do(trip.here, DeleteDisk(vm=vm, disk=DISK))
+    do(trip.here, CreateDisk(vm=vm, disk=above.disks[0]))
+    do(trip.there, MigrateDomain(vm=vm, address="h1", passage=PLAIN, copy=("vda",)))
+    assert content(trip.here.host, vm, above.disks[0]) == {1: 2}

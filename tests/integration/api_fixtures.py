@@ -4,6 +4,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterable
@@ -24,7 +25,7 @@ from vmorch.bus.memory import MemoryBus
 from vmorch.core.aggregates.host import SessionStarted
 from vmorch.core.aggregates.token import Role
 from vmorch.core.aggregates.vm import OperationFinished, StepDone, Vm, VmDeleted
-from vmorch.core.codec import encode
+from vmorch.core.codec import encode, unpack_event
 from vmorch.core.fleet import Fleet
 from vmorch.core.hostcommands import Observed, Power
 from vmorch.core.ids import GiB, MiB, OperationId, Position, SessionId, Stream, stream
@@ -39,6 +40,14 @@ from vmorch.edge.settings import EdgeSettings
 from vmorch.engine.authority import ensure_authority
 from vmorch.engine.caller import Caller
 from vmorch.engine.control import Control, Identity
+from vmorch.engine.history import History
+from vmorch.engine.logkeys import LogKeys, log_origin
+from vmorch.engine.masterkey import MasterKey
+from vmorch.engine.sealer import Sealer
+from vmorch.engine.subject_keys import SubjectKeys
+from vmorch.log.keyring import PostgresKeyring
+from vmorch.log.seals import Seals
+from vmorch.log.state_store import StateStore
 from vmorch.log.store import EventLog
 from vmorch.system import SystemClock, new_id, secrets_of
 from vmorch.views.projector import Projector
@@ -56,6 +65,7 @@ class Api:
     socket: Path
     control: Control
     log: EventLog
+    sealer: Sealer
     images: ImageStore
     tokens: dict[Role, str]
     stop: asyncio.Event
@@ -127,15 +137,20 @@ class Api:
         at = stream("vm", vm.id)
         for index in range(operation.progress.done, len(operation.steps)):
             await self.record(at, StepDone(operation=operation.id, index=index, observed=seen))
+            for change in operation.steps[index].then:
+                await self.record(change.stream, unpack_event(change.event))
         await self.record(at, OperationFinished(operation=operation.id, outcome="succeeded"))
         return vm
 
 
 @asynccontextmanager
 async def api_over(database: Database, directory: Path, **settings: Any) -> AsyncIterator[Api]:
-    log = await EventLog.open(database.app_url)
+    archives = directory / "archives"
+    log, seals = await EventLog.open(database.app_url, archives), Seals(database.app_url)
     engine = create_async_engine(database.app_url.replace("postgresql://", "postgresql+psycopg://", 1))
     projector = Projector(log, engine)
+    states = StateStore(database.app_url, archives=archives)
+    history = History(log, states)
     bus = MemoryBus().link("server", subjects.server_inbox("test"))
     identity = Identity(
         cluster="test",
@@ -143,20 +158,27 @@ async def api_over(database: Database, directory: Path, **settings: Any) -> Asyn
         keys=ensure_keys(directory / "keys"),
         authority=ensure_authority(directory / "keys", "test", datetime.now(UTC)),
     )
+    keyring = PostgresKeyring(database.app_url)
+    subject_keys = SubjectKeys(keyring, MasterKey(b"m" * 32), os.urandom)
     control = Control(
-        log, bus, projector.reached, identity, SystemClock(), new_id, secrets_of(b"test")
+        log, bus, projector.reached, identity, SystemClock(), new_id, secrets_of(b"test"), subject_keys
     )
     await projector.start()
     await control.start()
+    log_keys = LogKeys(directory / "keys", log_origin("test", log.incarnation))
+    sealer = Sealer(log, seals, log_keys, control.recorder, SystemClock())
+    await control.announce_log_key(log_keys.create().text(), orphaned=False, actor="keeper")
     images = ImageStore(directory / "images")
     options = {"allowed_networks": (network("127.0.0.0/8"),), "max_image_bytes": 64 * 1024**2, **settings}
     app = build_app(
         control,
         ReadModels(engine, projector),
         log,
+        seals,
         images,
         EdgeSettings(cluster="test", version="1.2.3", **options),
         bus=bus,
+        history=history,
     )
     stop = asyncio.Event()
     async with asyncio.TaskGroup() as group:
@@ -169,14 +191,17 @@ async def api_over(database: Database, directory: Path, **settings: Any) -> Asyn
                 f"the-{role}", role, None, Caller(actor="setup", role="admin")
             )
         try:
-            yield Api(directory / "api.sock", control, log, images, tokens, stop, serving)
+            yield Api(directory / "api.sock", control, log, sealer, images, tokens, stop, serving)
         finally:
             stop.set()
             await serving
             for task in running:
                 task.cancel()
     await bus.close()
+    await states.close()
+    await keyring.close()
     await engine.dispose()
+    await seals.close()
     await log.close()
 
 

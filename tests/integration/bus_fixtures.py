@@ -17,6 +17,8 @@ from vmorch.bus.credentials import (
     host_credentials,
     nats_config,
     operator_jwt,
+    publisher_credentials,
+    reader_credentials,
     server_credentials,
 )
 from vmorch.bus.keys import KeyPair, create
@@ -32,8 +34,10 @@ class Broker:
     """A NATS server on a loopback port that stays its own over restarts."""
 
     def __init__(self, directory: Path) -> None:
-        self.keys: ControlKeys = ensure_keys(directory / "keys")
+        self.keys_directory = directory / "keys"
+        self.keys: ControlKeys = ensure_keys(self.keys_directory)
         self._directory = directory
+        self.store = directory / "jetstream"
         self._server = self._start_on_free_port()
         self.url = self._server.url
         self.pid = self._server.pid
@@ -81,6 +85,21 @@ class Broker:
             on_error,
         )
 
+    async def publisher(self) -> Link:
+        return await Link.connect(
+            self.url,
+            "publisher",
+            lambda: publisher_credentials(self.keys, CLUSTER, datetime.now(UTC)),
+            self.keys.publisher,
+            subjects.publisher_inbox(CLUSTER),
+        )
+
+    async def reader(self, name: str) -> "Raw":
+        """A plain client with the credential of a reader of the published log."""
+        pair, hour = create("user"), timedelta(hours=1)
+        jwt = reader_credentials(self.keys, CLUSTER, name, pair.public, datetime.now(UTC), hour)
+        return await self.raw(jwt, pair, subjects.reader_inbox(name))
+
     async def raw(self, jwt: str, pair: KeyPair, inbox: str) -> "Raw":
         """A client that does whatever the server lets it do, whoever stole the credential."""
         raw = Raw()
@@ -109,6 +128,7 @@ class Broker:
                     f"127.0.0.1:{free_port()}",
                     operator_jwt(self.keys, now),
                     account_jwts(self.keys, CLUSTER, now),
+                    self.store,
                 )
             )
             server = EmbeddedNats(self._directory / "nats", config)

@@ -27,6 +27,7 @@ import pytest
 from deploy.lab import network
 from deploy.lab.container import CHECKOUT
 from deploy.lab.control_node import UnixConnection
+from deploy.lab.errors import LabError
 from deploy.lab.host import Host
 from deploy.lab.images import cached_tiny
 from deploy.lab.lab import Lab, running_labs
@@ -38,6 +39,7 @@ BLANK = b"\0" * 1024 * 1024
 T = TypeVar("T")
 
 needs_lab = [
+    pytest.mark.lab,
     pytest.mark.libvirt,
     pytest.mark.skipif(os.geteuid() != 0, reason="a lab needs root, for namespaces and libvirtd"),
     pytest.mark.skipif(shutil.which("libvirtd") is None, reason="libvirtd is not installed"),
@@ -49,12 +51,12 @@ needs_guest = [
 ]
 
 
-def until(condition: Callable[[], T], seconds: float, what: str) -> T:
-    """The first value of the condition that counts as true; fails after `seconds`."""
+def until(condition: Callable[[], T], seconds: float, what: str, *, every: float = 0.1) -> T:
+    """The first value of the condition that counts as true, asked for `every` so often; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s"
-        time.sleep(0.05)
+        time.sleep(every)
     return found
 
 
@@ -248,19 +250,25 @@ class Site:
         return json.loads(done.stdout) if done.returncode == 0 else None
 
     def in_guest(self, host: str, vm: str, *argv: str) -> str:
-        """What a command printed inside the guest, run by its agent."""
+        """What a command printed inside the guest, run by its agent. Raises LabError if that does not answer."""
+        import libvirt
+        import libvirt_qemu
 
         def agent(execute: str, **arguments: Any) -> Any:
             request = json.dumps({"execute": execute, "arguments": arguments})
-            return json.loads(self.virsh(host, "qemu-agent-command", vm, request))["return"]
-
-        started = agent("guest-exec", path=argv[0], arg=list(argv[1:]), **{"capture-output": True})
+            return json.loads(libvirt_qemu.qemuAgentCommand(domain, request, 20, 0))["return"]
 
         def ended() -> dict[str, Any] | None:
             status = agent("guest-exec-status", pid=started["pid"])
             return dict(status) if status["exited"] else None
 
-        status = until(ended, 20, f"the end of {argv} in the guest") or {}
+        try:
+            with self.libvirt(host) as connection:
+                domain = connection.lookupByName(vm)
+                started = agent("guest-exec", path=argv[0], arg=list(argv[1:]), **{"capture-output": True})
+                status = until(ended, 20, f"the end of {argv} in the guest") or {}
+        except libvirt.libvirtError as error:
+            raise LabError(f"{vm} on {host}: {error}") from error
         return base64.b64decode(status.get("out-data", "")).decode()
 
     # -- waiting for the product ----------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ async def test_every_role_is_let_in_exactly_where_the_table_says(api: Api) -> No
     assert wrong == []
 
 
-MUTATIONS_OF_ADMINS = {"hosts", "tokens", "projections", "cluster", "drains", "maintenances"}
+MUTATIONS_OF_ADMINS = {"hosts", "tokens", "projections", "cluster", "drains", "maintenances", "audit"}
 OF_HOSTS = {"/v1/hosts/{ref}/certificate"}
 """What a host may change about itself."""
 

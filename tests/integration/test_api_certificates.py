@@ -218,7 +218,8 @@ async def test_the_policy_is_seen_by_all_and_changed_by_admins_with_a_reason(api
         assert (after["policy"]["clear_migration"], after["policy"]["migrations_out"]) == (True, 1)
         assert after["policy"]["migrations"] == 32
         assert (await viewer.get("/v1/status")).json()["clearMigration"] is True
-        [event] = (await viewer.get("/v1/events", params={"subject": "cluster/policy"})).json()["items"]
+        asked = {"subject": "cluster/policy", "actor": "the-admin"}
+        [event] = (await viewer.get("/v1/events", params=asked)).json()["items"]
         assert (event["actor"], event["reason"]) == ("the-admin", "CHG-1")
         # whole, so that another default some day does not change what was in force
         assert event["data"]["policy"] == after["policy"]
@@ -235,7 +236,7 @@ async def test_two_servers_that_sign_at_once_give_no_name_to_two_hosts(api: Api,
     async def reached(position: Position, seconds: float) -> bool:
         return True
 
-    other = Control(api.log, api.control.bus, reached, identity, SystemClock(), new_id, str)
+    other = Control(api.log, api.control.bus, reached, identity, SystemClock(), new_id, str, api.control.keys)
     await other.start()
     # the other server does not follow the log, so it does not know of this one
     await asker.certified(request("10.0.0.7"))

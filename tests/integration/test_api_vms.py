@@ -7,6 +7,9 @@ from uuid import uuid4
 import pytest
 from api_fixtures import Api, api, names, sse  # noqa: F401
 
+from vmorch.core.ids import stream
+from vmorch.core.operations.label import VmLabelled
+from vmorch.core.records import Append, NewEvent, StreamAppend
 from vmorch.engine.caller import Caller
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -77,6 +80,47 @@ async def test_a_dry_run_shows_the_plan_and_changes_nothing(api: Api) -> None:  
         assert stop.status_code == 200
         assert stop.json()["host"] == "hv-1"
         assert stop.json()["verdicts"] == []
+
+
+async def test_snapshots_have_addresses_and_a_rollback_tells_beforehand_what_it_does(api: Api) -> None:  # noqa: F811
+    await api.enrol("hv-1")
+    await api.add_image()
+    await api.finish_operation((await api.create_vm())["operation"])
+    async with api.client("operator") as client:
+        unknown = await client.post("/v1/vms/web-1/rollback?dryRun=true", json={"to": "before"})
+        assert (unknown.status_code, unknown.json()["code"]) == (404, "no-such-snapshot")
+        taken = await client.post("/v1/vms/web-1/snapshot", json={"name": "before", "description": "2.0"})
+        assert taken.status_code == 202
+        assert (await client.get("/v1/vms/web-1")).json()["item"]["state"] == "snapshotting"
+        await api.finish_operation(taken.json()["operation"])
+
+        head = await api.log.head()
+        answer = await client.post("/v1/vms/web-1/rollback?dryRun=true", json={"to": "before"})
+        assert answer.status_code == 200
+        foreseen = answer.json()["rollback"]
+        assert (foreseen["to"], foreseen["lost"], foreseen["stops"], foreseen["boots"]) == ("before", [], True, True)
+        assert foreseen["memory"] == 512
+        assert "safety-2" in foreseen["kept"][0]
+        waived = {"to": "before", "safety_snapshot": False}
+        answer = await client.post("/v1/vms/web-1/rollback?dryRun=true", json=waived)
+        assert "the present state of vda" in answer.json()["rollback"]["lost"][0]
+        stop = await client.post("/v1/vms/web-1/stop?dryRun=true")
+        assert stop.json()["rollback"] is None
+        assert await api.log.head() == head
+
+    async with api.client("viewer") as client:
+        at = {"minPosition": str(head)}
+        listed = (await client.get("/v1/vms/web-1/snapshots", params=at)).json()
+        assert (listed["kind"], names(listed["items"]), listed["next"]) == ("SnapshotList", ["before"], None)
+        assert listed["items"][0]["current"]
+        detail = (await client.get("/v1/vms/web-1/snapshots/before", params=at)).json()["item"]
+        assert (detail["vm_name"], detail["description"], detail["children"]) == ("web-1", "2.0", [])
+        missing = await client.get("/v1/vms/web-1/snapshots/after")
+        assert (missing.status_code, missing.json()["code"]) == (404, "no-such-snapshot")
+        in_list = (await client.get("/v1/vms", params=at)).json()["items"][0]
+        assert (names(in_list["snapshots"]), in_list["layers_deep"], in_list["schedule"]) == (["before"], 2, None)
+        refused = await client.post("/v1/vms/web-1/snapshot", json={})
+        assert refused.status_code == 403
 
 
 async def test_every_verb_of_the_registry_is_a_route_and_no_other(api: Api) -> None:  # noqa: F811
@@ -207,6 +251,34 @@ async def test_status_and_doctor_name_what_is_wrong(api: Api) -> None:  # noqa: 
         (api.images.directory / next(iter(api.images.digests()))).unlink()
         checks = (await client.get("/v1/doctor")).json()["items"]
         assert {each["check"]: each["state"] for each in checks}["images"] == "fail"
+
+
+async def test_an_event_that_cannot_be_read_stops_its_stream_alone_and_is_told(api: Api) -> None:  # noqa: F811
+    await api.enrol("hv-1")
+    await api.add_image()
+    await api.create_vm("web-1")
+    await api.create_vm("web-2")
+    await api.settle()
+    one, two = (stream("vm", api.fleet.find_vm(name).id) for name in ("web-1", "web-2"))
+    strange = NewEvent(
+        kind="vm.from-the-future", schema=1, data=b"{}", meta=b'{"actor":"x","occurred_at":"2026-01-01T00:00:00Z"}'
+    )
+    part = StreamAppend(stream=one, expected=api.fleet.version(one), events=(strange,))
+    at = (await api.log.append(Append(streams=(part,)))).last
+    await api.record(two, VmLabelled(labels={"after": "all"}))
+    await api.settle()
+    async with api.client("viewer") as client:
+        for each in (await client.get("/v1/projections")).json()["items"]:
+            assert each["position"] == each["head"] == await api.log.head()
+            assert list(each["poisoned"]) == [one]
+            assert each["poisoned"][one].startswith(f"{at}: no event is called 'vm.from-the-future'")
+        checks = {each["check"]: each for each in (await client.get("/v1/doctor")).json()["items"]}
+        for name in ("projection read-models", "projection live-state"):
+            assert checks[name]["state"] == "fail"
+            assert "1 streams stand still" in checks[name]["detail"]
+        assert (await client.get("/v1/vms/web-2")).json()["item"]["labels"] == {"after": "all"}
+        assert (await client.get("/v1/vms/web-1")).json()["item"]["name"] == "web-1"
+        assert (await client.get(f"/v1/events/{at}")).json()["item"]["kind"] == "vm.from-the-future"
 
 
 async def test_read_models_are_rebuilt_to_the_same_lists(api: Api) -> None:  # noqa: F811

@@ -25,6 +25,7 @@ from deploy.lab.lab import Lab, running_labs
 from deploy.lab.process import identify, is_alive
 
 pytestmark = [
+    pytest.mark.lab,
     pytest.mark.libvirt,
     pytest.mark.skipif(os.geteuid() != 0, reason="a lab needs root, for namespaces and libvirtd"),
     pytest.mark.skipif(shutil.which("libvirtd") is None, reason="libvirtd is not installed"),

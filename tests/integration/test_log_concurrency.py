@@ -171,6 +171,25 @@ async def test_a_follower_hears_of_another_servers_commit_before_its_next_poll(
     assert sorted(delays)[2] < 0.5
 
 
+@pytest.mark.parametrize("urgent", [False, True])
+async def test_a_follower_gets_everything_in_order_after_a_burst_that_it_rested_in(
+    event_log: EventLog, urgent: bool
+) -> None:
+    bursts, seen = 20, list[int]()
+
+    async def follow() -> None:
+        async for events in event_log.follow(Position(0), lambda: urgent):
+            seen.extend(one.position for one in events)
+
+    follower = asyncio.create_task(follow())
+    for number in range(bursts):
+        await event_log.append(an_append(on(f"vm/{number}", 0, events=1500)))
+    await until(more_than(seen, bursts * 1500 - 1))
+    follower.cancel()
+    await asyncio.gather(follower, return_exceptions=True)
+    assert seen == list(range(1, bursts * 1500 + 1))
+
+
 async def test_a_closed_log_refuses_and_has_written_what_it_was_given(database: Database) -> None:
     log = await EventLog.open(database.app_url)
     callers = [asyncio.create_task(log.append(an_append(on(f"vm/{number}", 0)))) for number in range(5)]

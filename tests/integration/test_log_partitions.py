@@ -7,6 +7,7 @@ from logbook import an_append, on
 
 from vmorch.core.ids import Position, Stream
 from vmorch.log.errors import LogFull
+from vmorch.log.schema import partition_by
 from vmorch.log.store import EventLog
 
 pytestmark = [pytest.mark.anyio, pytest.mark.postgres]
@@ -51,6 +52,26 @@ async def test_partitions_are_made_ahead_while_the_log_grows(database: Database,
     assert await event_log.ensure_partitions() == 1
     assert "vmorch.events_3" in partitions(database)
     assert await event_log.ensure_partitions() == 0
+
+
+async def test_a_new_log_may_have_partitions_of_another_size(database: Database, event_log: EventLog) -> None:
+    partition_by(database.owner_url, 10)
+    assert partitions(database) == {"vmorch.events_0", "vmorch.events_1", "vmorch.events_2"}
+    await event_log.append(an_append(on("vm/1", 0, events=25)))
+    assert await event_log.ensure_partitions() == 2
+    assert await event_log.ensure_partitions() == 0
+    assert [one.position for one in await event_log.read(Position(0))] == list(range(1, 26))
+
+
+async def test_a_changed_size_leaves_what_holds_events_as_it_is(database: Database, event_log: EventLog) -> None:
+    partition_by(database.owner_url, 10)
+    await event_log.append(an_append(on("vm/1", 0, events=15)))
+    partition_by(database.owner_url, 100)
+    await event_log.append(an_append(on("vm/1", 15, events=30)))
+    with psycopg.connect(database.owner_url) as connection:
+        bounds = connection.execute("SELECT low, high FROM vmorch.partitions ORDER BY low").fetchall()
+    assert bounds == [(0, 10), (10, 20), (20, 120), (120, 220)]
+    assert [one.position for one in await event_log.read(Position(0))] == list(range(1, 46))
 
 
 async def test_a_log_without_a_partition_left_refuses_until_one_is_made(

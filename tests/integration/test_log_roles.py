@@ -12,6 +12,33 @@ from vmorch.log.store import EventLog
 pytestmark = pytest.mark.postgres
 
 TAMPERING = [
+    "UPDATE vmorch.seals SET note = ''",
+    "DELETE FROM vmorch.seals",
+    "TRUNCATE vmorch.seals",
+    "INSERT INTO vmorch.seals (size, after, leaves, edge, note) VALUES (1, 0, decode(repeat('00', 32), 'hex'), '', '')",
+    "UPDATE vmorch.seal_nodes SET level = 9",
+    "DELETE FROM vmorch.seal_nodes",
+    "INSERT INTO vmorch.seal_nodes VALUES (8, 0, decode(repeat('00', 32), 'hex'))",
+    "DROP FUNCTION vmorch.seal",
+    "UPDATE vmorch.partitioning SET changes = 0",
+    "DELETE FROM vmorch.partitions",
+    "INSERT INTO vmorch.archives VALUES (0, 1, 9, 'f', 1, decode(repeat('00', 32), 'hex'), now(), now())",
+    "UPDATE vmorch.archives SET file = 'mine'",
+    "DELETE FROM vmorch.archives",
+    "UPDATE vmorch.archive_blocks SET sha256 = ''",
+    "DELETE FROM vmorch.archive_blocks",
+    "DELETE FROM vmorch.archive_streams",
+    "SELECT vmorch.partition_by(1)",
+    "SELECT vmorch.await_readers(1)",
+    "SELECT vmorch.archive(0, 'f', 1, decode(repeat('00', 32), 'hex'), '{}', '{}', '{}', '{}')",
+    "SELECT vmorch.begin_restore(0)",
+    "SELECT vmorch.restore(0)",
+    "UPDATE vmorch.subject_keys SET wrapped_key = NULL, erased_at = now()",
+    "DELETE FROM vmorch.subject_keys",
+    "TRUNCATE vmorch.subject_keys",
+    "INSERT INTO vmorch.subject_keys (subject, master, erased_at) VALUES ('vm/1', 'm', now())",
+    "ALTER TABLE vmorch.subject_keys DROP CONSTRAINT subject_keys_pkey",
+    "DROP FUNCTION vmorch.erase_subject",
     "UPDATE vmorch.events SET data = '{}'",
     "UPDATE vmorch.events_0 SET data = '{}'",
     "UPDATE vmorch.events SET recorded_at = now() WHERE position = 1",
@@ -65,6 +92,9 @@ TAMPERING = [
 AUDITORS_TAMPERING = [
     *TAMPERING,
     "SELECT vmorch.ensure_partitions()",
+    "SELECT * FROM vmorch.subject_keys",
+    "INSERT INTO vmorch.subject_keys (subject, master) VALUES ('vm/1', 'm')",
+    "SELECT vmorch.erase_subject('vm/1')",
     "INSERT INTO vmorch.checkpoints VALUES ('vms', 1)",
     "CREATE TABLE views.mine ()",
     "SELECT * FROM vmorch.append('{1}', 'vm/2', '{0}', '{1}', 'k', '{1}', '1', '1', '', '{}', '{}', '', '', '')",
@@ -114,7 +144,10 @@ def test_the_server_cannot_grant_what_it_lacks(database: Database) -> None:
 async def test_the_auditor_reads_the_whole_log(database: Database, event_log: EventLog) -> None:
     answer = await event_log.append(an_append(on("vm/1", 0)))
     with psycopg.connect(database.auditor_url) as connection:
-        for table in ("events", "events_0", "streams", "requests", "claims", "checkpoints", "log_head"):
+        for table in (
+            "events", "events_0", "streams", "requests", "claims", "checkpoints", "log_head", "seals", "seal_nodes",
+            "partitioning", "partitions", "archives", "archive_blocks", "archive_streams",
+        ):  # fmt: skip
             connection.execute(f"SELECT * FROM vmorch.{table}")
         assert connection.execute("SELECT vmorch.position_at(%s)", (answer.recorded_at,)).fetchone() == (1,)
 

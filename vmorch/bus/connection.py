@@ -49,13 +49,13 @@ class Connection:
         if self.client.pending_data_size > _BACKLOG:
             raise BusUnavailable("the server does not keep up")
 
-    async def send(self, subject: str, data: bytes) -> None:
+    async def send(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         """Publish, or raise BusUnavailable."""
         if self.lost.done():
             raise BusUnavailable("the connection broke")
         self.check_backlog()
         try:
-            await self.client.publish(subject, data)
+            await self.client.publish(subject, data, headers=headers)
         except NOT_SENT as error:
             raise BusUnavailable("the connection broke") from error
 

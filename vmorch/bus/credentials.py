@@ -14,7 +14,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from vmorch.bus.keys import BadKey, KeyPair, load_or_create, verifier
+from vmorch.bus.keys import BadKey, KeyPair, create, load_or_create, verifier
 from vmorch.core.ids import HostId
 from vmorch.wire import subjects
 from vmorch.wire.envelopes import MAX_BODY
@@ -25,16 +25,23 @@ LONGEST_HOST_LIFETIME = timedelta(hours=1)
 _HOST_ANSWERS_WITHIN = timedelta(seconds=30)
 _SERVER_ANSWERS_WITHIN = timedelta(minutes=2)
 _HOST_SUBSCRIPTIONS = 16
+_READER_SUBSCRIPTIONS = 64
+_READERS_MEMORY = 64 * 1024 * 1024
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class ControlKeys(Struct, frozen=True, kw_only=True):
-    """Every key of a cluster's control plane. Whoever has `account` can admit himself as anybody."""
+    """Every key of a cluster's control plane. Whoever has `account` can admit himself as anybody.
+
+    The published log has an account of its own, `log`: no subject of a host exists there, and hosts see nothing of it.
+    """
 
     operator: KeyPair
     account: KeyPair
     system: KeyPair
     server: KeyPair
+    log: KeyPair
+    publisher: KeyPair
 
 
 def ensure_keys(directory: Path) -> ControlKeys:
@@ -47,6 +54,8 @@ def ensure_keys(directory: Path) -> ControlKeys:
         account=load_or_create(directory / "account.nk", "account"),
         system=load_or_create(directory / "system.nk", "account"),
         server=load_or_create(directory / "server.nk", "user"),
+        log=load_or_create(directory / "log.nk", "account"),
+        publisher=load_or_create(directory / "publisher.nk", "user"),
     )
 
 
@@ -57,10 +66,11 @@ def operator_jwt(keys: ControlKeys, now: datetime) -> str:
 
 
 def account_jwts(keys: ControlKeys, cluster: str, now: datetime) -> dict[str, str]:
-    """The cluster's account and the broker's own, by public key."""
+    """The cluster's account, the published log's and the broker's own, by public key."""
     return {
         keys.account.public: _account(keys, keys.account.public, f"vmorch-{_checked(cluster)}", now),
         keys.system.public: _account(keys, keys.system.public, "SYS", now),
+        keys.log.public: _account(keys, keys.log.public, f"vmorch-{cluster}-log", now, store=True),
     }
 
 
@@ -107,6 +117,64 @@ def host_credentials(
     return _token(keys.account, public_key, f"host-{host}", nats, now, expires=now + lifetime)
 
 
+def publisher_credentials(keys: ControlKeys, cluster: str, now: datetime) -> str:
+    """The JWT of whoever fills the published log: its subjects, and the stream that holds them.
+
+    It does not expire, as the control plane's own.
+    """
+    stream = subjects.published_stream(_checked(cluster))
+    verbs = ("INFO", "CREATE", "UPDATE", "DELETE", "MSG.GET")
+    nats = _user(
+        publish=[subjects.published_log(cluster), *(f"$JS.API.STREAM.{verb}.{stream}" for verb in verbs)],
+        subscribe=[f"{subjects.publisher_inbox(cluster)}.>"],
+        answers_within=None,
+        subscriptions=_READER_SUBSCRIPTIONS,
+    )
+    return _token(keys.log, keys.publisher.public, f"publisher-{cluster}", nats, now)
+
+
+def reader_credentials(
+    keys: ControlKeys, cluster: str, reader: str, public_key: str, now: datetime, lifetime: timedelta
+) -> str:
+    """The JWT of a reader of the published log: it may hear events as they come, and pull them through one consumer
+    that is called as the reader is.
+
+    Raises BadKey for a key that is no user's, ValueError for a name that is more than one word of a subject.
+    """
+    if verifier(public_key).kind != "user":
+        raise BadKey("a reader needs the public key of a user")
+    stream = subjects.published_stream(_checked(cluster))
+    consumer = f"{stream}.{_checked(reader)}"
+    nats = _user(
+        publish=[
+            "$JS.API.INFO",
+            "$JS.API.STREAM.NAMES",
+            f"$JS.API.STREAM.INFO.{stream}",
+            f"$JS.API.CONSUMER.CREATE.{consumer}",
+            f"$JS.API.CONSUMER.CREATE.{consumer}.>",
+            f"$JS.API.CONSUMER.DURABLE.CREATE.{consumer}",
+            f"$JS.API.CONSUMER.INFO.{consumer}",
+            f"$JS.API.CONSUMER.DELETE.{consumer}",
+            f"$JS.API.CONSUMER.MSG.NEXT.{consumer}",
+            f"$JS.ACK.{consumer}.>",
+        ],
+        subscribe=[subjects.published_log(cluster), f"{subjects.reader_inbox(reader)}.>"],
+        answers_within=None,
+        subscriptions=_READER_SUBSCRIPTIONS,
+    )
+    return _token(keys.log, public_key, f"reader-{reader}", nats, now, expires=now + lifetime)
+
+
+def reader_file(keys: ControlKeys, cluster: str, reader: str, now: datetime, lifetime: timedelta) -> str:
+    """A new reader's credential together with its key, in the form that every NATS client reads (`.creds`)."""
+    pair = create("user")
+    jwt = reader_credentials(keys, cluster, reader, pair.public, now, lifetime)
+    return (
+        f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n\n"
+        f"-----BEGIN USER NKEY SEED-----\n{pair.reveal()}\n------END USER NKEY SEED------\n"
+    )
+
+
 def nats_config(listen: str, operator: str, accounts: Mapping[str, str], store: Path | None = None) -> str:
     """The text of a NATS server's configuration: `listen` is host:port, `operator` and `accounts` are JWTs.
 
@@ -127,29 +195,31 @@ def nats_config(listen: str, operator: str, accounts: Mapping[str, str], store: 
         'write_deadline: "5s"',
     ]
     if store is not None:
-        # acknowledged must mean written: the default flushes to disk every two minutes
-        lines.append(f"jetstream: {{ store_dir: {json.dumps(str(store))}, sync_interval: always }}")
+        # what a power cut takes from the end is published again; a flush for each event would slow the log itself
+        lines.append(f'jetstream: {{ store_dir: {json.dumps(str(store))}, sync_interval: "10s" }}')
     return "\n".join(lines) + "\n"
 
 
 def _user(
-    publish: list[str], subscribe: list[str], answers_within: timedelta, subscriptions: int
+    publish: list[str], subscribe: list[str], answers_within: timedelta | None, subscriptions: int
 ) -> dict[str, Any]:
-    return {
+    user = {
         "type": "user",
         "version": 2,
         "pub": {"allow": publish},
         "sub": {"allow": subscribe},
-        "resp": {"max": 1, "ttl": int(answers_within.total_seconds()) * 1_000_000_000},
         "allowed_connection_types": ["STANDARD"],
         "subs": subscriptions,
         "data": -1,
         "payload": MAX_BODY,
     }
+    if answers_within is not None:
+        user["resp"] = {"max": 1, "ttl": int(answers_within.total_seconds()) * 1_000_000_000}
+    return user
 
 
-def _account(keys: ControlKeys, public: str, name: str, now: datetime) -> str:
-    nats = {
+def _account(keys: ControlKeys, public: str, name: str, now: datetime, *, store: bool = False) -> str:
+    nats: dict[str, Any] = {
         "type": "account",
         "version": 2,
         "limits": {
@@ -165,6 +235,8 @@ def _account(keys: ControlKeys, public: str, name: str, now: datetime) -> str:
         # a user without rights of his own has none
         "default_permissions": {"pub": {"deny": [">"]}, "sub": {"deny": [">"]}},
     }
+    if store:
+        nats["limits"] |= {"mem_storage": _READERS_MEMORY, "disk_storage": -1, "streams": 1, "consumer": -1}
     return _token(keys.operator, public, name, nats, now)
 
 

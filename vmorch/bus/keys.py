@@ -69,6 +69,10 @@ class KeyPair:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_private(path, f"{self._seed}\n".encode(), replace=False)
 
+    def reveal(self) -> str:
+        """The seed, for handing a new key to whom it was made for; never to be logged."""
+        return self._seed
+
     def __repr__(self) -> str:
         return f"KeyPair({self.public})"
 

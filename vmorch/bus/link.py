@@ -102,11 +102,13 @@ class Link:
         """Whether there is a connection; a cut cable is noticed within 6 seconds."""
         return self._connection is not None and not self._connection.lost.done()
 
-    async def request(self, subject: str, data: bytes, timeout: float) -> bytes:
+    async def request(
+        self, subject: str, data: bytes, timeout: float, headers: dict[str, str] | None = None
+    ) -> bytes:
         """See `Bus.request`."""
         check_size(data)
         connection = self._usable()
-        asked = asyncio.create_task(connection.client.request(subject, data, timeout=timeout))
+        asked = asyncio.create_task(connection.client.request(subject, data, timeout=timeout, headers=headers))
         try:
             ends: tuple[asyncio.Future[Any], ...] = (asked, connection.lost)
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -137,10 +139,10 @@ class Link:
             self._report(f"subscribe {subject}: {error}")
             connection.end()
 
-    async def publish(self, subject: str, data: bytes) -> None:
+    async def publish(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> None:
         """See `Bus.publish`."""
         check_size(data)
-        await self._usable().send(subject, data)
+        await self._usable().send(subject, data, headers)
 
     async def close(self) -> None:
         """See `Bus.close`. Takes at most 10 seconds."""

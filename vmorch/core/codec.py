@@ -54,12 +54,17 @@ def encode(event: Event, meta: Meta) -> NewEvent:
 
 def decode(record: Recorded) -> Fact:
     """The fact that a record holds, in its newest shape. Raises Unreadable."""
+    event = decode_event(record.kind, record.schema, record.data)
+    try:
+        meta = _meta_decoder.decode(record.meta)
+    except msgspec.MsgspecError as error:
+        raise Unreadable("bad-shape", f"meta of {record.kind}: {error}") from error
     return Fact(
         position=record.position,
         stream=record.stream,
         version=record.version,
-        event=decode_event(record.kind, record.schema, record.data),
-        meta=_meta_decoder.decode(record.meta),
+        event=event,
+        meta=meta,
         recorded_at=record.recorded_at,
     )
 
@@ -108,6 +113,12 @@ def _unpack(packed: Packed, table: Mapping[str, type[T]]) -> T:
 def _lift(cls: type[Message], schema: int, fields: dict[str, Any]) -> dict[str, Any]:
     if schema > cls.schema:
         raise Unreadable("future-schema", f"{cls.kind} schema {schema} is newer than {cls.schema}")
+    if schema < 1:
+        raise Unreadable("bad-shape", f"{cls.kind} has no schema {schema}")
     for step in range(schema, cls.schema):
-        fields = cls.upcasters[step](fields)
+        try:
+            fields = cls.upcasters[step](fields)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            # an upcaster expects what its schema promised; what is not that must stop its stream and nothing else
+            raise Unreadable("bad-shape", f"{cls.kind} schema {step}: {error!r}") from error
     return fields

@@ -4,24 +4,46 @@ Must not read or write anything; `apply` is the only way in and takes facts in l
 """
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
 import vmorch.core.operations  # noqa: F401  registers every operation's facts before the first is read
+from vmorch.core.aggregates import cluster as clusters
+from vmorch.core.aggregates.backup import Backup, BackupAbandoned, BackupBegun, BackupDeleted, BackupEvent
 from vmorch.core.aggregates.budget import Budget, BudgetCreated, BudgetDeleted, BudgetEvent
 from vmorch.core.aggregates.cluster import Cluster, ClusterEvent
 from vmorch.core.aggregates.drain import Drain, DrainEvent, MoveBegun
+from vmorch.core.aggregates.erasure import ErasureEvent, Erasures
 from vmorch.core.aggregates.host import Host, HostCertified, HostEnrolled, HostEvent, HostInvited, HostRetired
 from vmorch.core.aggregates.image import Image, ImageAdded, ImageEvent, ImageRemoved
 from vmorch.core.aggregates.maintenance import AWAY, SETTLED, Maintenance, MaintenanceEvent
 from vmorch.core.aggregates.token import Token, TokenCreated, TokenEvent, TokenRevoked
 from vmorch.core.aggregates.vm import Operation, Vm, VmCreated, VmDeleted, VmEvent
+from vmorch.core.aggregates.volume import (
+    StraySetAside,
+    Volume,
+    VolumeCreated,
+    VolumeDeleted,
+    VolumeEvent,
+    VolumeKept,
+)
 from vmorch.core.codec import Fact, unpack_event
 from vmorch.core.errors import Rejected
-from vmorch.core.ids import DrainId, HostId, ImageId, OperationId, Position, Stream, VmId, split_stream
+from vmorch.core.ids import (
+    BackupId,
+    DrainId,
+    HostId,
+    ImageId,
+    OperationId,
+    Position,
+    Stream,
+    VmId,
+    VolumeId,
+    split_stream,
+)
 from vmorch.core.messages import Event
 from vmorch.core.operation import Change
 from vmorch.core.operations.rename import VmRenamed
@@ -35,7 +57,7 @@ KEPT_DELETED = 1000
 KEPT_DRAINS = 100
 """How many drains, and how many maintenances, that are over the state remembers; the log has all."""
 
-T = TypeVar("T", Vm, Host, Image, Token, Budget)
+T = TypeVar("T", Vm, Host, Image, Token, Budget, Backup, Volume)
 AFTERMATH = frozenset({"settle", "tidy"})
 """Operations that nobody asked for: a migration before them is why."""
 
@@ -55,10 +77,13 @@ class Fleet:
         self.images: dict[ImageId, Image] = {}
         self.tokens: dict[str, Token] = {}
         self.budgets: dict[str, Budget] = {}
+        self.backups: dict[BackupId, Backup] = {}
+        self.volumes: dict[VolumeId, Volume] = {}
         self.drains: dict[DrainId, Drain] = {}
         self.causes: dict[OperationId, DrainId] = {}
         self.maintenances: dict[str, Maintenance] = {}
         self.cluster = Cluster()
+        self.erasures = Erasures()
         self.versions: dict[Stream, int] = {}
         self.operations: dict[OperationId, VmId] = {}
         self._deleted: deque[VmId] = deque()
@@ -87,8 +112,14 @@ class Fleet:
         elif isinstance(event, BudgetEvent):
             budget = self.budgets.get(id) or Budget(id=id)
             self.budgets[id] = replace(event.apply(budget, at), version=version)
+        elif isinstance(event, BackupEvent):
+            self._backup(BackupId(id), event, version, at)
+        elif isinstance(event, VolumeEvent):
+            self._volume(VolumeId(id), event, version, at)
         elif isinstance(event, ClusterEvent):
             self.cluster = replace(event.apply(self.cluster, at), version=version)
+        elif isinstance(event, ErasureEvent):
+            self.erasures = replace(event.apply(self.erasures, at), version=version)
         self.skip(fact.stream, version, fact.position, at)
 
     def _vm(self, id: VmId, event: VmEvent, version: int, at: datetime) -> None:
@@ -102,9 +133,32 @@ class Fleet:
         if after.deleted_at is not None and vm.deleted_at is None:
             self._deleted.append(id)
             if len(self._deleted) > KEPT_DELETED:
-                gone = self.vms.pop(self._deleted.popleft())
-                for operation in gone.operations:
+                # a fleet may hold a part of the VMs only
+                gone = self.vms.pop(self._deleted.popleft(), None)
+                for operation in () if gone is None else gone.operations:
                     self.operations.pop(operation, None)
+
+    def _backup(self, id: BackupId, event: BackupEvent, version: int, at: datetime) -> None:
+        known = self.backups.get(id)
+        if known is None and not isinstance(event, BackupBegun):
+            # what was found out of a backup came after it was deleted
+            return
+        after = replace(event.apply(known or Backup(id=id), at), version=version)
+        if after.gone:
+            self.backups.pop(id, None)
+        else:
+            self.backups[id] = after
+
+    def _volume(self, id: VolumeId, event: VolumeEvent, version: int, at: datetime) -> None:
+        known = self.volumes.get(id)
+        if known is None and not isinstance(event, VolumeCreated | VolumeKept | StraySetAside):
+            # what carried the work on a directory that nobody owned gives back a volume that never was
+            return
+        after = replace(event.apply(known or Volume(id=id), at), version=version)
+        if after.gone:
+            self.volumes.pop(id, None)
+        else:
+            self.volumes[id] = after
 
     def _drain(self, id: DrainId, event: DrainEvent, version: int, at: datetime) -> None:
         drain = self.drains.get(id) or Drain(id=id)
@@ -146,11 +200,22 @@ class Fleet:
         other.images, other.tokens = dict(self.images), dict(self.tokens)
         other.budgets, other.drains, other.causes = dict(self.budgets), dict(self.drains), dict(self.causes)
         other.maintenances = dict(self.maintenances)
-        other.cluster = self.cluster
+        other.backups = dict(self.backups)
+        other.volumes = dict(self.volumes)
+        other.cluster, other.erasures = self.cluster, self.erasures
         other.versions, other.operations = dict(self.versions), dict(self.operations)
         other._deleted, other._over = deque(self._deleted), deque(self._over)
         other._through = deque(self._through)
         return other
+
+    def ended(self) -> tuple[tuple[VmId, ...], tuple[DrainId, ...], tuple[str, ...]]:
+        """The deleted VMs, and the drains and maintenances that are over, as long as they are remembered, oldest
+        first."""
+        return tuple(self._deleted), tuple(self._over), tuple(self._through)
+
+    def end(self, deleted: deque[VmId], over: deque[DrainId], through: deque[str]) -> None:
+        """Take over what `ended` told of another fleet."""
+        self._deleted, self._over, self._through = deleted, over, through
 
     def draining(self, host: HostId) -> DrainId | None:
         """The drain under way that empties the host."""
@@ -190,6 +255,21 @@ class Fleet:
         found = None if vm is None else vm.operations.get(id)
         return None if vm is None or found is None else (vm, found)
 
+    def find(self, kind: str, ref: str) -> Stream:
+        """The stream of a thing by its kind and its name, id, or what else names such a thing. Raises Rejected
+        `bad-request` for what is no kind, and what is raised for a thing that is not there."""
+        finders: Mapping[str, Callable[[str], Any]] = {
+            "vm": self.find_vm, "host": self.find_host, "image": self.find_image, "volume": self.find_volume,
+            "backup": self.find_backup, "token": self.find_token, "budget": self.find_budget,
+            "drain": self.find_drain, "maintenance": self.find_maintenance,
+        }  # fmt: skip
+        if kind == "cluster":
+            return clusters.STREAM
+        if kind not in finders or not ref:
+            kinds = ", ".join(finders)
+            raise Rejected("bad-request", f"{kind}/{ref} names nothing", hint=f"KIND/NAME; kinds: {kinds}, cluster")
+        return Stream(f"{kind}/{finders[kind](ref).id}")
+
     def find_vm(self, name: str) -> Vm:
         """The VM of this name, id or unique id prefix. Raises Rejected `no-such-vm` or `ambiguous-name`."""
         living = [vm for vm in self.vms.values() if vm.deleted_at is None and vm.spec is not None]
@@ -212,6 +292,14 @@ class Fleet:
     def find_budget(self, name: str) -> Budget:
         """The budget of this name or id. Raises Rejected `no-such-budget`."""
         return _find("budget", name, [budget for budget in self.budgets.values() if not budget.deleted])
+
+    def find_backup(self, name: str) -> Backup:
+        """The backup of this name, id or unique id prefix. Raises Rejected `no-such-backup` or `ambiguous-name`."""
+        return _find("backup", name, self.backups.values())
+
+    def find_volume(self, name: str) -> Volume:
+        """The volume of this name, id or unique id prefix. Raises Rejected `no-such-volume` or `ambiguous-name`."""
+        return _find("volume", name, self.volumes.values())
 
     def find_maintenance(self, id: str) -> Maintenance:
         """The maintenance with this id or unique part of it. Raises Rejected `no-such-maintenance` or
@@ -240,7 +328,10 @@ def names_touched(fleet: Fleet, changes: Iterable[Change]) -> tuple[tuple[NameCl
     return tuple(claims), tuple(releases)
 
 
-FREEING = (VmDeleted, VmRenamed, HostRetired, ImageRemoved, TokenRevoked, BudgetDeleted)
+FREEING = (
+    VmDeleted, VmRenamed, HostRetired, ImageRemoved, TokenRevoked, BudgetDeleted, BackupDeleted, BackupAbandoned,
+    VolumeDeleted,
+)  # fmt: skip
 """Events after which a name can be given to another."""
 
 
@@ -259,7 +350,8 @@ def _certified(
 
 
 def _name_taken(event: Event) -> str | None:
-    if isinstance(event, VmCreated | VmRenamed | HostInvited | ImageAdded | TokenCreated | BudgetCreated):
+    naming = VmCreated | VmRenamed | HostInvited | ImageAdded | TokenCreated | BudgetCreated | BackupBegun
+    if isinstance(event, naming | VolumeCreated | VolumeKept | StraySetAside):
         return event.name
     return None
 
@@ -267,7 +359,7 @@ def _name_taken(event: Event) -> str | None:
 def name_held(fleet: Fleet, stream: Stream) -> str:
     """The name that the subject of a stream has; empty if it is not known."""
     kind, id = split_stream(stream)
-    held: Vm | Host | Image | Token | Budget | None = None
+    held: Vm | Host | Image | Token | Budget | Backup | Volume | None = None
     match kind:
         case "vm":
             held = fleet.vms.get(VmId(id))
@@ -279,6 +371,10 @@ def name_held(fleet: Fleet, stream: Stream) -> str:
             held = fleet.tokens.get(id)
         case "budget":
             held = fleet.budgets.get(id)
+        case "backup":
+            held = fleet.backups.get(BackupId(id))
+        case "volume":
+            held = fleet.volumes.get(VolumeId(id))
     return "" if held is None else held.name
 
 

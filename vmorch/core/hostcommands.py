@@ -8,9 +8,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from vmorch.core.ids import MiB, VmId
+from vmorch.core.backup import Saved, Target
+from vmorch.core.ids import BackupId, MiB, VmId
+from vmorch.core.layers import Stack
 from vmorch.core.messages import HostCommand, message
-from vmorch.core.spec import DiskSpec, ImagePin, NicSpec, ReadySpec, SeedSpec, VmSpec
+from vmorch.core.spec import DiskName, DiskSpec, ImagePin, LayerNumber, NicSpec, ReadySpec, SeedSpec, Storage, VmSpec
 
 Power = Literal["absent", "off", "running", "paused", "crashed", "unknown"]
 """What a host sees of a domain. `absent`: libvirt knows no such domain; `unknown`: nobody can see it now."""
@@ -28,13 +30,28 @@ class Observed(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """libvirt is still at work on a migration of the domain: what is seen now will not last."""
 
 
+class Stray(Struct, frozen=True, kw_only=True):
+    """A directory for a VM's or a volume's files that nobody owns: its name is an id, and `files` are the first of its
+    files. `bytes` is what all of them take."""
+
+    storage: Storage
+    id: VmId
+    files: Annotated[tuple[Annotated[str, Meta(max_length=64)], ...], Meta(max_length=20)]
+    bytes: Annotated[int, Meta(ge=0)]
+
+
 class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="done"):
     """The target is reached. `already`: it was so before the command came. `pause`: for how many seconds the guest
-    stood still on its way here, as libvirt measured it."""
+    stood still for it; `frozen`: for how many seconds its file systems were held at rest."""
 
     observed: Observed | None = None
     already: bool = False
     pause: float | None = None
+    frozen: float | None = None
+    saved: Saved | None = None
+    """The backup that was made."""
+    strays: tuple[Stray, ...] = ()
+    """Directories that nobody owns, if they were asked for."""
 
 
 class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="failed"):
@@ -184,13 +201,15 @@ class SetMemory(DomainCommand, frozen=True, kw_only=True):
 class AwaitReady(DomainCommand, frozen=True, kw_only=True):
     """The guest is up by its own word. Fails with `not-ready` when its time is over.
 
-    `known` is where a guest was that moved here as it ran: it is there still, and is not asked.
+    `known` is where a guest was that moved here as it ran: it is there still, and is not asked. Then it must go on
+    running for `steady` seconds.
     """
 
     label = "ready"
     ready: ReadySpec
     nics: tuple[NicSpec, ...]
     known: tuple[str, ...] = ()
+    steady: float = 0.0
 
 
 class Passage(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -316,3 +335,242 @@ class RunHook(HostCommand, frozen=True, kw_only=True):
     @property
     def lane(self) -> str:
         return "hook"
+
+
+class LayerCommand(DomainCommand, frozen=True, kw_only=True):
+    """A command about the layers of a VM's disks. `stacks` is how they must be found before anything is touched; what
+    is otherwise fails as `chain-drift`, with every difference among the blockers.
+
+    `next` is the number that the next layer gets. A file of this number that nothing uses is what an attempt left that
+    came to nothing.
+    """
+
+    stacks: tuple[Stack, ...]
+    next: LayerNumber
+
+
+class Memory(Struct, frozen=True, kw_only=True):
+    """The file that a guest's memory is kept in: its number among the VM's, and where it lies."""
+
+    number: LayerNumber
+    storage: Storage
+
+
+@message("host.take-snapshot")
+class TakeSnapshot(LayerCommand, frozen=True, kw_only=True):
+    """The domain's configuration is `spec`, and its guest writes to the layers named there, each new and on top of the
+    one that it wrote to before.
+
+    With `memory` the guest's memory of the same moment is kept there. With `freeze` the guest holds its file systems at
+    rest meanwhile; it has so many seconds to do so, or nothing is taken (`freeze-failed`).
+    """
+
+    label = "snapshot"
+    spec: VmSpec
+    memory: Memory | None = None
+    freeze: float | None = None
+
+
+@message("host.make-layers")
+class MakeLayers(LayerCommand, frozen=True, kw_only=True):
+    """Layer `next` of each disk named in `on` exists, holds nothing yet, and stands on the layer told there."""
+
+    label = "layers"
+    on: dict[DiskName, LayerNumber]
+
+
+@message("host.drop-layers")
+class DropLayers(LayerCommand, frozen=True, kw_only=True):
+    """These layers of the disks, on which nothing else stands, are gone with all that they hold, and so is the kept
+    `memory`. Layers that the domain uses are refused as `busy`."""
+
+    label = "drop"
+    layers: dict[DiskName, tuple[LayerNumber, ...]] = {}  # noqa: RUF012  msgspec copies mutable defaults
+    memory: tuple[Memory, ...] = ()
+
+
+@message("host.merge-layers")
+class MergeLayers(LayerCommand, frozen=True, kw_only=True):
+    """What layer `top` of the disk held is held by the layer `into` below it, which everything that stood on `top`
+    stands on; `top` is gone. The domain's configuration is `spec`. A running guest runs on."""
+
+    label = "merge"
+    spec: VmSpec
+    disk: DiskName
+    top: LayerNumber
+    into: LayerNumber
+
+
+@message("host.save-guest")
+class SaveGuest(DomainCommand, frozen=True, kw_only=True):
+    """The guest's memory is kept, whole, and the domain is off."""
+
+    label = "save"
+    memory: Memory
+
+
+@message("host.restore-guest")
+class RestoreGuest(DomainCommand, frozen=True, kw_only=True):
+    """The domain's configuration is `spec`, and the guest goes on from its kept memory over the disks named there, or
+    is `halted` there.
+
+    With `spend` the memory is not kept any longer once it runs.
+    """
+
+    label = "restore"
+    spec: VmSpec
+    memory: Memory
+    halted: bool = False
+    spend: bool = False
+
+
+@message("host.take-backup")
+class TakeBackup(LayerCommand, frozen=True, kw_only=True):
+    """The backup is in its target, whole, and holds the VM's disks as they were at one moment; it stands on the last
+    one of `chain` if the host finds everything for that, else it is full. With `full` it is full for that reason.
+
+    `chain` is the backups that it may stand on, the full one first. The guest's writes are noted from that moment on,
+    for the next one. `freeze` as for a snapshot.
+    """
+
+    label = "backup"
+    backup: BackupId
+    target: Target
+    name: str
+    vm_name: str
+    spec: VmSpec
+    chain: tuple[Saved, ...] = ()
+    full: str = ""
+    freeze: float | None = None
+
+
+Chain = Annotated[tuple[Saved, ...], Meta(min_length=1)]
+"""Backups that stand on each other, the full one first."""
+
+
+class BackupCommand(HostCommand, frozen=True, kw_only=True):
+    """A command about a backup that was made."""
+
+    target: Target
+
+
+@message("host.drop-backup")
+class DropBackup(BackupCommand, frozen=True, kw_only=True):
+    """Nothing of the backup is in its target, nor a draft of it."""
+
+    label = "drop backup"
+    backup: BackupId
+
+    @property
+    def lane(self) -> str:
+        return f"backup/{self.backup}"
+
+
+@message("host.verify-backup")
+class VerifyBackup(BackupCommand, frozen=True, kw_only=True):
+    """Every file that the last backup of `chain` needs was read to its end and is what was made, and together they give
+    what was read when they were made. Fails with `backup-damaged`; everything that differs is a blocker."""
+
+    label = "verify"
+    chain: Chain
+
+    @property
+    def lane(self) -> str:
+        return f"backup/{self.chain[-1].backup}"
+
+
+@message("host.restore-disk")
+class RestoreDisk(DomainCommand, frozen=True, kw_only=True):
+    """The VM's disk exists and holds what the disk of the same name held at the last backup of `chain`, which was
+    compared with what was noted then. An existing one is left as it is."""
+
+    label = "restore disk"
+    disk: DiskSpec
+    target: Target
+    chain: Chain
+
+
+@message("host.attach-disk")
+class AttachDisk(DomainCommand, frozen=True, kw_only=True):
+    """The domain's configuration is `spec`, and a guest that is on has the disk `name` of it, which libvirt says
+    itself. Nothing must stand on the file that the guest is given."""
+
+    label = "attach"
+    spec: VmSpec
+    name: DiskName
+
+
+@message("host.detach-disk")
+class DetachDisk(DomainCommand, frozen=True, kw_only=True):
+    """The domain's configuration is `spec`, without the disk, and a guest that is on has let go of it, which libvirt
+    says itself. Fails with `device-held` when the guest has not done so after `within` seconds; it may do so later."""
+
+    label = "detach"
+    spec: VmSpec
+    disk: DiskSpec
+    within: float = 20.0
+
+
+@message("host.grow-disk")
+class GrowDisk(DomainCommand, frozen=True, kw_only=True):
+    """The disk has the size that it says, for a guest that is on as well. None becomes smaller."""
+
+    label = "grow"
+    disk: DiskSpec
+
+
+@message("host.copy-disk")
+class CopyDisk(DomainCommand, frozen=True, kw_only=True):
+    """The disk exists, stands by itself, and holds what `source` holds, which nobody uses meanwhile. It is as large as
+    that, at least."""
+
+    label = "copy"
+    disk: DiskSpec
+    source: DiskSpec
+
+
+@message("host.find-strays")
+class FindStrays(HostCommand, frozen=True, kw_only=True):
+    """Nothing is changed; the answer tells the directories of VMs and volumes whose id is not among `known`, as far as
+    `most` goes."""
+
+    label = "look"
+    known: tuple[VmId, ...]
+    most: Annotated[int, Meta(ge=1, le=1000)] = 200
+
+    @property
+    def lane(self) -> str:
+        return "strays"
+
+
+class StrayCommand(HostCommand, frozen=True, kw_only=True):
+    """A command about a directory that nobody owns."""
+
+    storage: Storage
+    id: VmId
+
+    @property
+    def lane(self) -> str:
+        return f"vm/{self.id}"
+
+
+@message("host.set-aside")
+class SetAside(StrayCommand, frozen=True, kw_only=True):
+    """The directory is not among those of VMs and volumes any more, but set aside with all that is in it. Refused as
+    `busy` if libvirt knows a domain of that id or a file in it is in use."""
+
+    label = "set aside"
+
+
+@message("host.bring-back")
+class BringBack(StrayCommand, frozen=True, kw_only=True):
+    """A directory that was set aside is back in its place."""
+
+    label = "bring back"
+
+
+@message("host.purge")
+class Purge(StrayCommand, frozen=True, kw_only=True):
+    """Nothing is left of a directory that was set aside."""
+
+    label = "purge"

@@ -4,127 +4,141 @@ Simulated hosts and properties stand on this; one contract suite keeps it honest
 Must not know about time: how long an effect takes is the shell's business.
 """
 
-from collections.abc import Iterator, Mapping
-from typing import Final
+from collections.abc import Collection, Iterator
 
-from msgspec import Struct, field
 from msgspec.structs import replace
 
 from vmorch.core.hostcommands import (
     Answer,
+    AttachDisk,
     AwaitReady,
+    BringBack,
     ClaimDomain,
     ClearDomain,
+    CopyDisk,
     CreateDisk,
     DefineDomain,
     DeleteDisk,
     DeleteSeed,
+    DetachDisk,
     DomainCommand,
     Done,
+    DropBackup,
+    DropLayers,
     Failed,
     FetchImage,
+    FindStrays,
+    GrowDisk,
+    MakeLayers,
+    MergeLayers,
     MigrateDomain,
-    Observed,
     ObserveDomain,
-    Power,
     PrepareArrival,
+    Purge,
+    RestoreDisk,
+    RestoreGuest,
     ResumeDomain,
     RunHook,
+    SaveGuest,
+    SetAside,
     SetMemory,
     SetVcpus,
     StartDomain,
     StopDomain,
     SuspendDomain,
+    TakeBackup,
+    TakeSnapshot,
     TuneMigration,
     UndefineDomain,
+    VerifyBackup,
     WriteSeed,
 )
-from vmorch.core.ids import Digest, MiB, VmId
+from vmorch.core.hypervisor_backups import drop_backup, restore_disk, take_backup, verify_backup
+from vmorch.core.hypervisor_layers import (
+    drop_layers,
+    make_layers,
+    merge_layers,
+    restore_guest,
+    save_guest,
+    take_snapshot,
+)
+from vmorch.core.hypervisor_state import (
+    EMPTY_DISK_MIB,
+    Domain,
+    Effect,
+    File,
+    KeptBackup,
+    KeptMemory,
+    LibvirtHost,
+    Seed,
+    Shared,
+    at_home,
+    begun,
+    content,
+    covered,
+    defined,
+    disk_key,
+    empty_file,
+    filled,
+    layers,
+    memory_key,
+    no_domain,
+    observe,
+    put,
+    refused,
+    remembering,
+    shared_files,
+    stopped,
+    unstartable,
+    with_files,
+    with_shared_files,
+    written,
+)
+from vmorch.core.hypervisor_volumes import (
+    attach_disk,
+    bring_back,
+    copy_disk,
+    detach_disk,
+    find_strays,
+    grow_disk,
+    purge,
+    set_aside,
+)
+from vmorch.core.ids import VmId
 from vmorch.core.messages import HostCommand
 from vmorch.core.migration import HALTED, UNFINISHED, Cell
-from vmorch.core.spec import DiskSpec, ImagePin, NicSpec, SeedSpec, VmSpec
+from vmorch.core.spec import ImagePin, VmSpec
 
-EMPTY_DISK_MIB: Final = 1
-"""What a thin disk takes of the host's space before its guest writes to it, rounded up."""
-
-
-class Domain(Struct, frozen=True, kw_only=True):
-    """A domain that vmorch made. `spec` is its last definition, `found` what its configuration holds now;
-    `vcpus` and `memory` are in force while it is active. A transient one ends when it stops. A `moving` one is a
-    half of a migration under way."""
-
-    power: Power
-    spec: VmSpec
-    found: VmSpec
-    persistent: bool = True
-    vcpus: int = 0
-    memory: MiB = MiB(0)
-    reason: str = ""
-    moving: bool = False
-
-    @property
-    def active(self) -> bool:
-        return self.power in ("running", "paused")
-
-
-class Seed(Struct, frozen=True, kw_only=True):
-    """The content of a VM's NoCloud seed."""
-
-    seed: SeedSpec
-    nics: tuple[NicSpec, ...]
-    instance: str
-
-
-class LibvirtHost(Struct, frozen=True, kw_only=True):
-    """Everything on one host that host commands read or change.
-
-    `disks` is keyed by VM, then by `<storage>/<name>`. `deaf` guests ignore a request to stop, `mute` ones
-    never say that they are up. Images named in `missing` or `corrupt` cannot be fetched. `networks` and `machines`
-    are None where any name will do; `available` is the memory for guests. `hooks` holds the latest run of each hook;
-    those in `failing_hooks` fail.
-    """
-
-    domains: Mapping[VmId, Domain] = {}
-    disks: Mapping[VmId, Mapping[str, DiskSpec]] = {}
-    seeds: Mapping[VmId, Seed] = {}
-    images: Mapping[Digest, ImagePin] = {}
-    free: Mapping[str, int] = field(default_factory=lambda: {"local": 1024 * 1024})
-    """MiB left of each storage that the host has."""
-    foreign: tuple[str, ...] = ()
-    """Names of domains that vmorch did not make."""
-    foreign_disks: frozenset[tuple[VmId, str]] = frozenset()
-    """Disk files (by VM and `<storage>/<name>`) that vmorch did not make."""
-    missing: frozenset[Digest] = frozenset()
-    corrupt: frozenset[Digest] = frozenset()
-    deaf: frozenset[VmId] = frozenset()
-    mute: frozenset[VmId] = frozenset()
-    available: MiB = MiB(1 << 24)
-    networks: tuple[str, ...] | None = None
-    machines: tuple[str, ...] | None = None
-    encrypts: bool = True
-    hooks: Mapping[str, str] = {}
-    failing_hooks: frozenset[str] = frozenset()
-
-
-Effect = tuple[LibvirtHost, Answer]
-
-
-def observe(host: LibvirtHost, vm: VmId) -> Observed:
-    """One domain as the host sees it; figures are 0 unless it is active."""
-    domain = host.domains.get(vm)
-    if domain is None:
-        return Observed(power="absent")
-    if not domain.active:
-        return Observed(power=domain.power, reason=domain.reason, moving=domain.moving)
-    nics = domain.found.nics if domain.power == "running" and vm not in host.mute else ()
-    return Observed(
-        power=domain.power,
-        reason=domain.reason,
-        vcpus=domain.vcpus,
-        memory=domain.memory,
-        addresses=tuple(map(_address, nics)),
-        moving=domain.moving,
-    )
+__all__ = [
+    "EMPTY_DISK_MIB",
+    "Domain",
+    "Effect",
+    "File",
+    "KeptBackup",
+    "KeptMemory",
+    "LibvirtHost",
+    "Seed",
+    "Shared",
+    "after_crash",
+    "after_restart",
+    "arriving",
+    "content",
+    "differences",
+    "disk_key",
+    "expect",
+    "filled",
+    "half_in",
+    "layers",
+    "memory_key",
+    "observe",
+    "remembering",
+    "resolve",
+    "shared_files",
+    "with_copies",
+    "with_half",
+    "with_shared_files",
+    "written",
+]
 
 
 def differences(domain: Domain) -> dict[str, tuple[str, str]]:
@@ -174,10 +188,46 @@ def expect(host: LibvirtHost, command: HostCommand) -> Effect:
             return _tune(host, command)
         case RunHook():
             return _hook(host, command)
+        case TakeSnapshot():
+            return take_snapshot(host, command)
+        case MakeLayers():
+            return make_layers(host, command)
+        case DropLayers():
+            return drop_layers(host, command)
+        case MergeLayers():
+            return merge_layers(host, command)
+        case SaveGuest():
+            return save_guest(host, command)
+        case RestoreGuest():
+            return restore_guest(host, command)
+        case AttachDisk():
+            return attach_disk(host, command)
+        case DetachDisk():
+            return detach_disk(host, command)
+        case GrowDisk():
+            return grow_disk(host, command)
+        case CopyDisk():
+            return copy_disk(host, command)
+        case FindStrays():
+            return find_strays(host, command)
+        case SetAside():
+            return set_aside(host, command)
+        case BringBack():
+            return bring_back(host, command)
+        case Purge():
+            return purge(host, command)
+        case TakeBackup():
+            return take_backup(host, command)
+        case DropBackup():
+            return drop_backup(host, command)
+        case VerifyBackup():
+            return verify_backup(host, command)
+        case RestoreDisk():
+            return restore_disk(host, command)
         case StartDomain() | SuspendDomain() | ResumeDomain() | SetVcpus() | SetMemory():
             domain = host.domains.get(command.vm)
             if domain is None:
-                return host, Failed(code="no-domain", message=f"no domain {command.vm} on this host")
+                return no_domain(host, command.vm)
             return _change(host, domain, command)
     return host, Failed(code="libvirt-refused", message=f"this host cannot {command.kind}")
 
@@ -185,7 +235,8 @@ def expect(host: LibvirtHost, command: HostCommand) -> Effect:
 def resolve(host: LibvirtHost, command: HostCommand) -> Answer:
     """Whether a command's target is reached, without reaching for it: it is if doing it would change nothing."""
     after, answer = expect(host, command)
-    if isinstance(answer, Done) and after == host:
+    # what was made is told by whoever makes it: the order comes again and finds it
+    if isinstance(answer, Done) and after == host and not isinstance(command, TakeBackup | VerifyBackup | FindStrays):
         return replace(answer, already=True)
     seen = observe(host, command.vm) if isinstance(command, DomainCommand) else None
     return Failed(code="interrupted", message=f"{command.kind} was interrupted", observed=seen)
@@ -194,7 +245,7 @@ def resolve(host: LibvirtHost, command: HostCommand) -> Answer:
 def after_crash(host: LibvirtHost) -> LibvirtHost:
     """The host after a power cut: what was active is off, transient domains are gone."""
     domains = {
-        vm: _stopped(domain, "failed") if domain.active else domain
+        vm: stopped(domain, "failed") if domain.active else domain
         for vm, domain in host.domains.items()
         if domain.persistent
     }
@@ -229,25 +280,22 @@ def half_in(cell: Cell, domain: Domain) -> Domain | None:
         case "absent":
             return None
         case "off":
-            return _stopped(still, "migrated")
+            return stopped(still, "migrated")
         case "paused":
             return replace(still, power="paused", reason="migration")
         case "running":
             return replace(still, power="running", reason="")
 
 
-def shared_disks(host: LibvirtHost, vm: VmId) -> Mapping[str, DiskSpec]:
-    """The VM's disks that lie on the storage which several hosts share."""
-    return {key: disk for key, disk in host.disks.get(vm, {}).items() if disk.storage == "shared"}
-
-
-def with_shared_disks(host: LibvirtHost, vm: VmId, shared: Mapping[str, DiskSpec]) -> LibvirtHost:
-    """The host after another one changed what of the VM lies on the storage that they share."""
-    before = shared_disks(host, vm)
-    held = {key: disk for key, disk in host.disks.get(vm, {}).items() if key not in before} | dict(shared)
-    disks = {each: other for each, other in host.disks.items() if each != vm} | ({vm: held} if held else {})
-    freed = (len(before) - len(shared)) * EMPTY_DISK_MIB
-    return replace(host, disks=disks, free={**host.free, "shared": host.free["shared"] + freed})
+def with_copies(host: LibvirtHost, vm: VmId, source: LibvirtHost, names: Collection[str]) -> LibvirtHost:
+    """The host after a guest that came brought what its disks of these names hold in the layers that it wrote to.
+    libvirt carries nothing of what those stand on."""
+    brought = {
+        key: replace(file, written=source.disks[vm][key].written)
+        for key, file in host.disks.get(vm, {}).items()
+        if file.name in names and key in source.disks.get(vm, {})
+    }
+    return with_files(host, vm, {**host.disks.get(vm, {}), **brought})
 
 
 def _fetch(host: LibvirtHost, image: ImagePin) -> Effect:
@@ -265,7 +313,8 @@ def _fetch(host: LibvirtHost, image: ImagePin) -> Effect:
 
 
 def _create_disk(host: LibvirtHost, command: CreateDisk) -> Effect:
-    vm, disk, key = command.vm, command.disk, _disk_key(command.disk)
+    vm, disk = at_home(host, command.vm, command.disk)
+    key = disk_key(disk)
     if (vm, key) in host.foreign_disks:
         return host, Failed(code="not-ours", message=f"a file that vmorch did not make stands at {key} of {vm}")
     if key in host.disks.get(vm, {}):
@@ -277,13 +326,12 @@ def _create_disk(host: LibvirtHost, command: CreateDisk) -> Effect:
     # a thin disk takes nothing yet, but it is not begun where it could never be filled
     if host.free.get(disk.storage, 0) < disk.size * 1024:
         return host, Failed(code="disk-full", message=f"{host.free.get(disk.storage, 0)} MiB of {disk.storage} left")
-    disks = {**host.disks, vm: {**host.disks.get(vm, {}), key: disk}}
-    free = {**host.free, disk.storage: host.free[disk.storage] - EMPTY_DISK_MIB}
-    return replace(host, disks=disks, free=free), Done()
+    return with_files(host, vm, {**host.disks.get(vm, {}), key: empty_file(disk)}), Done()
 
 
 def _delete_disk(host: LibvirtHost, command: DeleteDisk) -> Effect:
-    vm, key = command.vm, _disk_key(command.disk)
+    vm, there = at_home(host, command.vm, command.disk)
+    key = disk_key(there)
     if (vm, key) in host.foreign_disks:
         return host, Failed(code="not-ours", message=f"a file that vmorch did not make stands at {key} of {vm}")
     if key not in host.disks.get(vm, {}):
@@ -291,11 +339,7 @@ def _delete_disk(host: LibvirtHost, command: DeleteDisk) -> Effect:
     domain = host.domains.get(vm)
     if domain is not None and domain.active:
         return host, Failed(code="busy", message=f"{vm} is active and uses {key}", observed=observe(host, vm))
-    left = {name: disk for name, disk in host.disks[vm].items() if name != key}
-    disks = {each: held for each, held in host.disks.items() if each != vm} | ({vm: left} if left else {})
-    storage = command.disk.storage
-    free = {**host.free, storage: host.free[storage] + EMPTY_DISK_MIB}
-    return replace(host, disks=disks, free=free), Done()
+    return with_files(host, vm, {each: file for each, file in host.disks[vm].items() if each != key}), Done()
 
 
 def _write_seed(host: LibvirtHost, command: WriteSeed) -> Effect:
@@ -311,19 +355,37 @@ def _without_seed(host: LibvirtHost, vm: VmId) -> LibvirtHost:
 def _define(host: LibvirtHost, command: DefineDomain) -> Effect:
     vm, spec, before = command.vm, command.spec, host.domains.get(command.vm)
     if vm in host.foreign:
-        return host, Failed(code="not-ours", message=f"a domain {vm} that vmorch did not make stands here")
-    if before is None:
-        domain = Domain(power="off", spec=spec, found=spec)
-    else:
-        domain = replace(before, spec=spec, found=spec, persistent=True)
-    return _put(host, vm, domain, already=domain == before)
+        return _not_ours(host, vm)
+    domain = _with_spec(before, spec)
+    hindered = None if domain == before else covered(host, vm, spec.disks) or _elsewhere(host, vm, domain)
+    if hindered is not None:
+        return host, hindered
+    return put(host, vm, domain, already=domain == before)
+
+
+def _not_ours(host: LibvirtHost, vm: VmId) -> Effect:
+    return host, Failed(code="not-ours", message=f"a domain {vm} that vmorch did not make stands here")
+
+
+def _with_spec(domain: Domain | None, spec: VmSpec) -> Domain:
+    return Domain(power="off", spec=spec, found=spec) if domain is None else defined(domain, spec)
+
+
+def _elsewhere(host: LibvirtHost, vm: VmId, domain: Domain) -> Failed | None:
+    """What hinders a configuration that was ordered before a snapshot and comes after it."""
+    named = {disk.name: disk_key(disk) for disk in domain.found.disks}
+    for used in domain.disks:
+        if named.get(used.name, disk_key(used)) != disk_key(used):
+            why = f"the running guest writes to {disk_key(used)} and not to {named[used.name]}"
+            return Failed(code="chain-drift", message=why, observed=observe(host, vm))
+    return None
 
 
 def _undefine(host: LibvirtHost, command: UndefineDomain) -> Effect:
     vm, domain = command.vm, host.domains.get(command.vm)
     if domain is not None and domain.active:
-        return _put(host, vm, replace(domain, persistent=False), already=not domain.persistent)
-    return _put(_without_seed(host, vm), vm, None, already=domain is None and vm not in host.seeds)
+        return put(host, vm, replace(domain, persistent=False), already=not domain.persistent)
+    return put(_without_seed(host, vm), vm, None, already=domain is None and vm not in host.seeds)
 
 
 def _stop(host: LibvirtHost, command: StopDomain) -> Effect:
@@ -338,14 +400,14 @@ def _stop(host: LibvirtHost, command: StopDomain) -> Effect:
             message=f"the guest still runs after {command.grace:g} s",
             observed=observe(host, vm),
         )
-    return _put(host, vm, _stopped(domain, "shutdown" if hears else "destroyed") if domain.persistent else None)
+    return put(host, vm, stopped(domain, "shutdown" if hears else "destroyed") if domain.persistent else None)
 
 
 def _await_ready(host: LibvirtHost, command: AwaitReady) -> Effect:
     vm, domain = command.vm, host.domains.get(command.vm)
     seen = observe(host, vm)
     if domain is None:
-        return host, Failed(code="no-domain", message=f"no domain {vm} on this host", observed=seen)
+        return no_domain(host, vm)
     silent = vm in host.mute and command.ready.by != "none"
     if domain.power != "running" or silent:
         message = f"the guest was not up within {command.ready.within:g} s"
@@ -361,49 +423,45 @@ def _change(
     vm = command.vm
     match command, domain.power:
         case StartDomain(halted=True), "running":
-            return _refused(host, vm, "the domain runs")
+            return refused(host, vm, "the domain runs")
         case (StartDomain(halted=True) | SuspendDomain(), "paused") | (StartDomain() | ResumeDomain(), "running"):
-            return _put(host, vm, domain, already=True)
+            return put(host, vm, domain, already=True)
         case StartDomain(halted=halted), "off" | "crashed":
             return _start(host, vm, domain, halted=halted)
         case SuspendDomain(), "running":
-            return _put(host, vm, replace(domain, power="paused", reason="user"))
+            return put(host, vm, replace(domain, power="paused", reason="user"))
         case StartDomain() | ResumeDomain(), "paused":
             if domain.reason in HALTED:
-                return _refused(host, vm, f"the domain is paused for {domain.reason}; it may run on another host")
-            return _put(host, vm, replace(domain, power="running", reason=""))
+                return refused(host, vm, f"the domain is paused for {domain.reason}; it may run on another host")
+            return put(host, vm, replace(domain, power="running", reason=""))
         case SetVcpus(vcpus=vcpus), "running" | "paused":
             if not domain.vcpus <= vcpus <= domain.found.max_vcpus:
-                return _refused(host, vm, f"{vcpus} vCPUs: has {domain.vcpus}, at most {domain.found.max_vcpus}")
-            return _put(host, vm, replace(domain, vcpus=vcpus), already=vcpus == domain.vcpus)
+                return refused(host, vm, f"{vcpus} vCPUs: has {domain.vcpus}, at most {domain.found.max_vcpus}")
+            return put(host, vm, replace(domain, vcpus=vcpus), already=vcpus == domain.vcpus)
         case SetMemory(memory=memory), "running" | "paused":
             if memory > domain.found.max_memory:
-                return _refused(host, vm, f"{memory} MiB: at most {domain.found.max_memory}")
-            return _put(host, vm, replace(domain, memory=memory), already=memory == domain.memory)
-    return _refused(host, vm, f"the domain is {domain.power}")
+                return refused(host, vm, f"{memory} MiB: at most {domain.found.max_memory}")
+            return put(host, vm, replace(domain, memory=memory), already=memory == domain.memory)
+    return refused(host, vm, f"the domain is {domain.power}")
 
 
 def _start(host: LibvirtHost, vm: VmId, domain: Domain, *, halted: bool) -> Effect:
-    held = host.disks.get(vm, {})
-    lost = [key for key in map(_disk_key, domain.found.disks) if key not in held]
-    if lost:
-        return _refused(host, vm, f"cannot access storage of {', '.join(lost)}")
-    found = domain.found
-    power: Power = "paused" if halted else "running"
-    reason = "user" if halted else ""
-    return _put(host, vm, replace(domain, power=power, vcpus=found.vcpus, memory=found.memory, reason=reason))
+    hindered = unstartable(host, vm, domain.found.disks)
+    if hindered is not None:
+        return host, hindered
+    return put(host, vm, begun(domain, domain.found.disks, halted=halted))
 
 
 def _prepare_arrival(host: LibvirtHost, command: PrepareArrival) -> Effect:
     vm, before = command.vm, host.domains.get(command.vm)
-    refused = _not_clearable(host, vm, before)
-    if refused is not None:
-        return host, refused
+    in_the_way = _not_clearable(host, vm, before)
+    if in_the_way is not None:
+        return host, in_the_way
     blockers = tuple(_blockers(host, command))
     if blockers:
         seen = observe(host, vm)
         return host, Failed(code="arrival-blocked", message="; ".join(blockers), observed=seen, blockers=blockers)
-    return _put(host, vm, None, already=before is None)
+    return put(host, vm, None, already=before is None)
 
 
 def _blockers(host: LibvirtHost, command: PrepareArrival) -> Iterator[str]:
@@ -418,7 +476,7 @@ def _blockers(host: LibvirtHost, command: PrepareArrival) -> Iterator[str]:
     yield from (f"no active network {name}" for name in named if name not in known)
     held = host.disks.get(command.vm, {})
     for disk in spec.disks:
-        if disk.storage == "shared" and _disk_key(disk) not in held:
+        if disk.storage == "shared" and disk_key(disk) not in held:
             yield f"disk {disk.name} is not to be seen on shared storage"
     if command.encrypted and not host.encrypts:
         yield "it has no certificate, and the guest shall travel encrypted"
@@ -446,28 +504,27 @@ def _migrate(host: LibvirtHost, command: MigrateDomain) -> Effect:
 
 def _clear(host: LibvirtHost, vm: VmId) -> Effect:
     domain = host.domains.get(vm)
-    refused = _not_clearable(host, vm, domain)
-    return (host, refused) if refused is not None else _put(host, vm, None, already=domain is None)
+    in_the_way = _not_clearable(host, vm, domain)
+    return (host, in_the_way) if in_the_way is not None else put(host, vm, None, already=domain is None)
 
 
 def _claim(host: LibvirtHost, command: ClaimDomain) -> Effect:
-    vm, spec, before = command.vm, command.spec, host.domains.get(command.vm)
-    after, answer = _define(host, DefineDomain(vm=vm, spec=spec))
-    if isinstance(answer, Failed):
-        return host, answer
-    domain = after.domains[vm]
+    vm, before = command.vm, host.domains.get(command.vm)
+    if vm in host.foreign:
+        return _not_ours(host, vm)
+    domain = _with_spec(before, command.spec)
     if domain.power == "paused" and domain.reason in UNFINISHED:
         # the rest of its memory was at the end that is gone
-        domain = _stopped(domain, "destroyed")
+        domain = stopped(domain, "destroyed")
     elif domain.power == "paused" and domain.reason in HALTED and command.run:
         domain = replace(domain, power="running", reason="")
-    return _put(after, vm, domain, already=domain == before)
+    return put(host, vm, domain, already=domain == before)
 
 
 def _tune(host: LibvirtHost, command: TuneMigration) -> Effect:
     domain = host.domains.get(command.vm)
     if domain is None or not domain.moving:
-        return _refused(host, command.vm, "no migration of the domain is under way")
+        return refused(host, command.vm, "no migration of the domain is under way")
     return host, Done(observed=observe(host, command.vm))
 
 
@@ -478,33 +535,5 @@ def _hook(host: LibvirtHost, command: RunHook) -> Effect:
     return replace(host, hooks={**host.hooks, command.name: command.run}), Done(already=already)
 
 
-def _put(host: LibvirtHost, vm: VmId, domain: Domain | None, *, already: bool = False) -> Effect:
-    domains = {each: other for each, other in host.domains.items() if each != vm or domain is not None}
-    if domain is not None:
-        domains[vm] = domain
-    after = replace(host, domains=domains)
-    return after, Done(observed=observe(after, vm), already=already)
-
-
-def _refused(host: LibvirtHost, vm: VmId, why: str) -> Effect:
-    return host, Failed(code="libvirt-refused", message=why, observed=observe(host, vm))
-
-
-def _stopped(domain: Domain, reason: str) -> Domain:
-    return replace(domain, power="off", vcpus=0, memory=MiB(0), reason=reason, moving=False)
-
-
 def _is_arriving(domain: Domain) -> bool:
     return domain.power == "paused" and domain.reason == "migration" and not domain.persistent
-
-
-def _disk_key(disk: DiskSpec) -> str:
-    return f"{disk.storage}/{disk.name}"
-
-
-def _address(nic: NicSpec) -> str:
-    if nic.address is not None:
-        return nic.address.partition("/")[0]
-    tail = [int(byte, 16) for byte in nic.mac.split(":")[-2:]]
-    # 198.18.0.0/15 is set aside for tests and never routed
-    return f"198.18.{tail[0]}.{tail[1]}"

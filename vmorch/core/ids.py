@@ -11,6 +11,9 @@ HostId = NewType("HostId", str)
 ImageId = NewType("ImageId", str)
 OperationId = NewType("OperationId", str)
 DrainId = NewType("DrainId", str)
+VolumeId = NewType("VolumeId", str)
+BackupId = NewType("BackupId", str)
+"""The id of the operation that took the backup."""
 CommandId = NewType("CommandId", str)
 SessionId = NewType("SessionId", str)
 RequestId = NewType("RequestId", str)
@@ -26,7 +29,9 @@ MiB = NewType("MiB", int)
 GiB = NewType("GiB", int)
 Seconds = NewType("Seconds", float)
 
-AggregateKind = Literal["vm", "host", "image", "token", "cluster", "drain", "budget", "maintenance"]
+AggregateKind = Literal[
+    "vm", "host", "image", "token", "cluster", "drain", "budget", "maintenance", "backup", "volume", "audit"
+]
 
 
 def stream(kind: AggregateKind, id: str) -> Stream:

@@ -27,6 +27,9 @@ class Message(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unkn
 class Event(Message, frozen=True, kw_only=True):
     """A fact, named in the past tense. Belongs to the stream that it is appended to."""
 
+    unasked: ClassVar[bool] = False
+    """Whether a host shows it of its own accord, whatever it answers at the same time."""
+
 
 class Command(Message, frozen=True, kw_only=True):
     """A request of an operator or a policy, named in the imperative."""

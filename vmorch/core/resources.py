@@ -3,23 +3,35 @@
 The API, the read models and the past all show these, so that they cannot differ. Additive within v1.
 """
 
-import hashlib
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.aggregates.host import Capacity, Host
 from vmorch.core.aggregates.image import Image
+from vmorch.core.aggregates.layering import (
+    MOST_LAYERS,
+    ROOT,
+    current_parent,
+    depth,
+    descendants,
+    find_snapshot,
+    parent_of,
+)
 from vmorch.core.aggregates.token import Token
 from vmorch.core.aggregates.vm import Frozen, Operation, Vm
 from vmorch.core.fleet import Fleet
-from vmorch.core.hostcommands import Sample
+from vmorch.core.hostcommands import Power, Sample
 from vmorch.core.ids import HostId
+from vmorch.core.layers import Quality
 from vmorch.core.migration import pace
+from vmorch.core.sealed import brief, briefly
+from vmorch.core.snapshot import Origin, Schedule, Snapshot
 from vmorch.core.spec import HostFacts, VmSpec
 
 
@@ -74,8 +86,51 @@ class PaceResource(Struct, frozen=True, kw_only=True):
     postcopy: bool
 
 
+class SnapshotResource(Struct, frozen=True, kw_only=True):
+    """A moment that a VM can be brought back to. `parent` is the snapshot that it came from; what the guest is now
+    came from the one that is `current`, or from none. `layers` are those that hold its disks, `memory` tells whether
+    the guest's memory is kept too, `frozen` for how many seconds its file systems were held at rest."""
+
+    name: str
+    number: int
+    parent: str | None
+    current: bool
+    quality: Quality
+    memory: bool
+    power: Power
+    origin: Origin
+    description: str
+    taken_at: datetime | None
+    frozen: float | None
+    layers: Mapping[str, int]
+
+
+class DifferenceResource(Struct, frozen=True, kw_only=True):
+    """What a VM was asked to be at a snapshot, and is asked to be now; null for what it had or has none of."""
+
+    field: str
+    then: str | None
+    now: str | None
+
+
+class SnapshotDetail(SnapshotResource, frozen=True, kw_only=True):
+    """A snapshot with everything about it. `children` came from it directly, `descendants` through them as well;
+    `differs` is what `--config-too` of a rollback brings back."""
+
+    vm: str
+    vm_name: str
+    children: tuple[str, ...]
+    descendants: tuple[str, ...]
+    differs: tuple[DifferenceResource, ...]
+    spec: VmSpec
+
+
 class VmResource(Struct, frozen=True, kw_only=True):
-    """A VM as people see it. `state` is the operation's verb in progress, or else the power last seen."""
+    """A VM as people see it. `state` is the operation's verb in progress, or else the power last seen.
+
+    `snapshots` are in the order of their numbers, so that each comes after the one that it came from; `layers_deep`
+    tells how many layers lie above each other under the guest, of which `layers_most` may.
+    """
 
     id: str
     name: str
@@ -101,6 +156,10 @@ class VmResource(Struct, frozen=True, kw_only=True):
     created_at: datetime | None
     observed_at: datetime | None
     spec: VmSpec
+    snapshots: tuple[SnapshotResource, ...]
+    layers_deep: int
+    layers_most: int
+    schedule: Schedule | None
 
 
 class StepResource(Struct, frozen=True, kw_only=True):
@@ -191,18 +250,19 @@ class ImageResource(Struct, frozen=True, kw_only=True):
 
 
 class TokenResource(Struct, frozen=True, kw_only=True):
-    """A token as people see it; nobody can see its secret again."""
+    """A token as people see it; nobody can see its secret again. `holder` is sealed, unless the reader may know it."""
 
     id: str
     name: str
     role: str
+    holder: str = ""
     created_at: datetime | None
     expires: datetime | None
     revoked: bool
 
 
 class EventResource(Struct, frozen=True, kw_only=True):
-    """An event as people see it."""
+    """An event as people see it; with the position of its `parent`, which it follows from, where that was asked for."""
 
     position: int
     time: datetime
@@ -218,20 +278,39 @@ class EventResource(Struct, frozen=True, kw_only=True):
     correlation: str | None
     request: str | None
     data: Any
+    parent: int | UnsetType | None = UNSET
 
 
-def veiled(data: Any) -> Any:
-    """Plain data in which every `user_data` is replaced by its size and digest: it may hold a guest's secrets."""
-    if isinstance(data, dict):
-        return {key: _veil(value) if key == "user_data" else veiled(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [veiled(each) for each in data]
-    return data
+class ActResource(Struct, frozen=True, kw_only=True):
+    """What somebody did: the verb of the operation that it began, or else the kind of its first event, with arguments
+    or fields as `details`. `outcome` is `done`, `running`, or that of its operation, drain or maintenance."""
+
+    position: int
+    time: datetime
+    actor: str
+    what: str
+    subject: str
+    subject_name: str
+    reason: str
+    outcome: str
+    code: str
+    message: str
+    operation: str | None
+    request: str | None
+    details: Any
+    events: int
 
 
-def _veil(text: Any) -> str:
-    raw = str(text).encode()
-    return f"({len(raw)} bytes, sha256 {hashlib.sha256(raw).hexdigest()[:12]})" if raw else ""
+class WhyResource(Struct, frozen=True, kw_only=True):
+    """A field's value, what it was before, and the chain of causes: the event that changed it first, then what each
+    follows from, up to the one that somebody did of his own accord. Without a field, of the last event."""
+
+    subject: str
+    name: str
+    field: str | None
+    value: Any
+    before: Any
+    causes: list[EventResource]
 
 
 def vm_resource(fleet: Fleet, vm: Vm) -> VmResource:
@@ -240,16 +319,14 @@ def vm_resource(fleet: Fleet, vm: Vm) -> VmResource:
     host = None if vm.host is None else fleet.hosts.get(vm.host)
     images = {image.pin.digest: image.name for image in fleet.images.values() if image.pin and not image.removed}
     digest = next((disk.image.digest for disk in vm.spec.disks if disk.image), None)
-    reachable = host is not None and host.agent == "connected"
-    active = vm.operations.get(vm.active) if vm.active else None
     return VmResource(
         id=vm.id,
         name=vm.name,
-        state=_vm_state(vm, active, reachable),
+        state=vm_state(fleet, vm),
         power=vm.power,
         power_reason=vm.power_reason,
         host=None if host is None else host.name,
-        host_reachable=reachable,
+        host_reachable=_reachable(fleet, vm),
         vcpus=vm.spec.vcpus,
         memory=vm.spec.memory,
         disk=vm.spec.disk_gib,
@@ -266,8 +343,87 @@ def vm_resource(fleet: Fleet, vm: Vm) -> VmResource:
         version=vm.version,
         created_at=vm.created_at,
         observed_at=vm.observed_at,
-        spec=_shown(vm.spec),
+        spec=shown(vm.spec),
+        snapshots=snapshot_resources(vm),
+        layers_deep=depth(vm),
+        layers_most=MOST_LAYERS,
+        schedule=vm.schedule,
     )
+
+
+def snapshot_resources(vm: Vm) -> tuple[SnapshotResource, ...]:
+    """A VM's snapshots in the order of their numbers."""
+    current = current_parent(vm) if vm.snapshots else None
+    ordered = sorted(vm.snapshots.values(), key=lambda each: each.number)
+    return tuple(SnapshotResource(**_snapshot(vm, each, current)) for each in ordered)
+
+
+def snapshot_detail(vm: Vm, name: str) -> SnapshotDetail:
+    """One snapshot of a VM. Raises Rejected `no-such-snapshot`."""
+    assert vm.spec is not None
+    snapshot = find_snapshot(vm, name)
+    after = descendants(vm, name)
+    return SnapshotDetail(
+        **_snapshot(vm, snapshot, current_parent(vm)),
+        vm=vm.id,
+        vm_name=vm.name,
+        children=tuple(each for each in after if _parent(vm, vm.snapshots[each]) == name),
+        descendants=tuple(after),
+        differs=_differences(snapshot.spec, vm.spec),
+        spec=shown(snapshot.spec),
+    )
+
+
+def _snapshot(vm: Vm, snapshot: Snapshot, current: str | None) -> dict[str, Any]:
+    return {
+        "name": snapshot.name,
+        "number": snapshot.number,
+        "parent": _parent(vm, snapshot),
+        "current": snapshot.name == current,
+        "quality": snapshot.quality,
+        "memory": snapshot.memory is not None,
+        "power": snapshot.power,
+        "origin": snapshot.origin,
+        "description": snapshot.description,
+        "taken_at": snapshot.taken_at,
+        "frozen": snapshot.frozen,
+        "layers": snapshot.layers,
+    }
+
+
+def _parent(vm: Vm, snapshot: Snapshot) -> str | None:
+    return parent_of(vm, snapshot.layers[ROOT])
+
+
+def _differences(then: VmSpec, now: VmSpec) -> tuple[DifferenceResource, ...]:
+    before, after = _asked(then), _asked(now)
+    fields = [*before, *(field for field in after if field not in before)]
+    return tuple(
+        DifferenceResource(field=field, then=before.get(field), now=after.get(field))
+        for field in fields
+        if before.get(field) != after.get(field)
+    )
+
+
+def _asked(spec: VmSpec) -> dict[str, str]:
+    """What a spec asks for in words; which layers its disks are written to is no part of that."""
+    told = shown(spec)
+    return {
+        "vcpus": str(spec.vcpus),
+        "max_vcpus": str(spec.max_vcpus),
+        "memory": f"{spec.memory} MiB",
+        "max_memory": f"{spec.max_memory} MiB",
+        **{f"disk {disk.name}": f"{disk.size} GiB {disk.storage}" for disk in spec.disks},
+        **{f"card {nic.mac}": f"{nic.network or 'host default'} {nic.address or 'dhcp'}" for nic in spec.nics},
+        **({} if told.seed is None else {"seed": _words(told.seed)}),
+        "ready": _words(spec.ready),
+        "placing": _words(spec.placing),
+        "eviction": spec.eviction,
+    }
+
+
+def _words(value: Struct) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _name(fleet: Fleet, id: HostId) -> str:
@@ -325,25 +481,50 @@ DOING = {
     "delete": "deleting",
     "resize": "resizing",
     "migrate": "migrating",
+    "snapshot": "snapshotting",
+    "delete-snapshot": "deleting-snapshot",
+    "rollback": "rolling-back",
     "settle": "settling",
     "tidy": "tidying",
+    "backup": "backing-up",
+    "restore": "restoring",
+    "verify-backup": "verifying-backup",
+    "delete-backup": "deleting-backup",
+    "attach-volume": "attaching",
+    "detach-volume": "detaching",
+    "grow-disk": "growing-disk",
+    "create-volume": "creating-volume",
+    "clone-volume": "cloning-volume",
+    "resize-volume": "resizing-volume",
+    "delete-volume": "deleting-volume",
+    "restore-volume": "restoring-volume",
+    "find-strays": "looking",
+    "set-aside": "setting-aside",
 }
 
 
-def _shown(spec: VmSpec) -> VmSpec:
+def shown(spec: VmSpec) -> VmSpec:
+    """A spec without what only its guest shall read, sealed or not."""
     if spec.seed is None or not spec.seed.user_data:
         return spec
-    return replace(spec, seed=replace(spec.seed, user_data=_veil(spec.seed.user_data)))
+    return replace(spec, seed=replace(spec.seed, user_data=brief(spec.seed.user_data)))
 
 
-def _vm_state(vm: Vm, active: Operation | None, reachable: bool) -> str:
+def vm_state(fleet: Fleet, vm: Vm) -> str:
+    """What a VM is doing, or else the power last seen."""
     if vm.deleted_at is not None:
         return "deleted"
+    active = vm.operations.get(vm.active) if vm.active else None
     if active is not None:
         return DOING.get(active.verb, active.verb)
     if vm.frozen is not None:
         return "unknown"
-    return vm.power if reachable or vm.power == "off" else "unknown"
+    return vm.power if vm.power == "off" or _reachable(fleet, vm) else "unknown"
+
+
+def _reachable(fleet: Fleet, vm: Vm) -> bool:
+    host = None if vm.host is None else fleet.hosts.get(vm.host)
+    return host is not None and host.agent == "connected"
 
 
 def operation_resource(
@@ -377,7 +558,7 @@ def operation_resource(
         message=operation.message or (progress.failed.message if progress.failed else ""),
         actor=operation.actor,
         reason=operation.reason,
-        arguments=veiled(operation.arguments),
+        arguments=briefly(operation.arguments),
         steps=tuple(steps),
         started_at=operation.started_at,
         ended_at=operation.ended_at,
@@ -471,6 +652,7 @@ def token_resource(token: Token) -> TokenResource:
         id=token.id,
         name=token.name,
         role=token.role,
+        holder=token.holder,
         created_at=token.created_at,
         expires=token.expires,
         revoked=token.revoked,

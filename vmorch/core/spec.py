@@ -4,11 +4,13 @@ Decoding one of these from outside is the whole validation of its fields; anythi
 look (does the image exist? does it fit?) belongs to a decision. Must not know about events or hosts' state.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from vmorch.core.ids import Digest, GiB, MiB
+from vmorch.core.ids import Digest, GiB, MiB, Stream, VmId
+from vmorch.core.sealed import subject_of
 
 # `$` alone also matches before a line break at the end
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
@@ -44,13 +46,32 @@ class ImagePin(Struct, frozen=True, kw_only=True):
     virtual_size: int
 
 
-class DiskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """A disk of the VM. With `image` it is an overlay on that image's bytes, else it starts empty."""
+DiskName = Annotated[str, Meta(pattern=r"^vd[a-z]$(?!\n)")]
+LayerNumber = Annotated[int, Meta(ge=0, le=1_000_000)]
+"""Which of the files that a disk was split into by snapshots; 0 is the one that it began with."""
 
-    name: Annotated[str, Meta(pattern=r"^vd[a-z]$(?!\n)")]
+
+class Home(Struct, frozen=True, kw_only=True):
+    """Where the files of a volume are, whoever uses it: the directory of this id, under this disk's name."""
+
+    vm: VmId
+    name: DiskName
+
+
+class DiskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A disk of the VM. With `image` it is an overlay on that image's bytes, else it starts empty. `layer` is the
+    one that the guest writes to. A disk with a `home` is a volume: its files are there and outlive the VM."""
+
+    name: DiskName
     size: DiskGiB
     storage: Storage = "local"
     image: ImagePin | None = None
+    layer: LayerNumber = 0
+    home: Home | None = None
+
+    def at(self, vm: VmId) -> Home:
+        """Where its files are while it is a disk of that VM."""
+        return self.home or Home(vm=vm, name=self.name)
 
 
 class NicSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -64,13 +85,15 @@ class NicSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 SshKeys = Annotated[tuple[Annotated[str, Meta(max_length=16384)], ...], Meta(max_length=64)]
-UserData = Annotated[str, Meta(max_length=256 * 1024)]
 MAX_SEED = 384 * 1024
 """Bytes that user data and keys may have together: they travel in one message to the host."""
+UserData = Annotated[str, Meta(max_length=520 * 1024)]
+"""At most MAX_SEED bytes; sealed, as it is recorded, it is a third longer."""
 
 
 class SeedSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What cloud-init finds at first boot (NoCloud)."""
+    """What cloud-init finds at first boot (NoCloud). `user_data` is sealed wherever it is recorded, and opened in the
+    order to a host."""
 
     hostname: Name
     ssh_keys: SshKeys = ()
@@ -123,6 +146,11 @@ class VmSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
         """Space that the VM may come to fill, in GiB, over all storages."""
         return GiB(sum(disk.size for disk in self.disks))
 
+    @property
+    def sealed_for(self) -> Stream | None:
+        """Whose key opens what its seed holds for the guest alone; None if that is nothing."""
+        return None if self.seed is None else subject_of(self.seed.user_data)
+
 
 class HostFacts(Struct, frozen=True, kw_only=True):
     """What an agent says its host is. `accel` is what was proven to run a guest, not what is advertised."""
@@ -151,3 +179,5 @@ class HostFacts(Struct, frozen=True, kw_only=True):
     local_dir: str = ""
     shared_dir: str = ""
     """Where VMs' files lie on it; a guest that moves finds them by the same names."""
+    backup_targets: Mapping[Name, str] = {}
+    """Directories for backups that it sees: what they are called here, and each one's own id."""

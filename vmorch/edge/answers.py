@@ -29,7 +29,7 @@ class AsOf(Struct, frozen=True, kw_only=True):
 
 
 def as_of(fleet: Fleet) -> AsOf:
-    """Now, as the live state has it."""
+    """The moment of a fleet: the live one's is now."""
     return AsOf(position=fleet.position, time=fleet.recorded_at)
 
 
@@ -75,6 +75,11 @@ def cursor(docs: Sequence[bytes], limit: int) -> tuple[Sequence[bytes], str | No
     last = msgspec.json.decode(page[-1], type=_Row)
     # both: what it is sorted by, and what tells equals apart; the row itself may be gone by then
     return page, f"{last.name}/{last.id}"
+
+
+def id_of(doc: bytes) -> str:
+    """The id in a document."""
+    return msgspec.json.decode(doc, type=_Row).id
 
 
 def at_position(position: Position, time: datetime | None) -> AsOf:

@@ -20,29 +20,39 @@ from vmorch.edge.fetch import Fetcher
 from vmorch.edge.gate import Gate
 from vmorch.edge.images import ImageStore
 from vmorch.edge.limits import Buckets
-from vmorch.edge.ports import Bus, Control, ReadModels
+from vmorch.edge.ports import Bus, Control, Follower, ReadModels
 from vmorch.edge.requests import REQUEST_HEADER
 from vmorch.edge.settings import EdgeSettings
 from vmorch.edge.table import ROUTES
+from vmorch.engine.history import History
 from vmorch.log.interface import Log
+from vmorch.log.seals import Seals
 
 
 def build_app(
     control: Control,
     models: ReadModels,
     log: Log,
+    seals: Seals,
     images: ImageStore,
     settings: EdgeSettings,
     *,
     bus: Bus | None = None,
+    history: History | None = None,
+    published: Follower | None = None,
     fetcher: Fetcher | None = None,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> Starlette:
-    """The API over these. `app.state.stopping` is the event that ends its endless answers."""
+    """The API over these. Without a `history` the past is folded from the log's beginning.
+
+    `app.state.stopping` is the event that ends its endless answers.
+    """
     services = Services(
         control=control,
         models=models,
         log=log,
+        history=history or History(log, None),
+        seals=seals,
         images=images,
         fetcher=fetcher
         or Fetcher(
@@ -50,6 +60,7 @@ def build_app(
         ),
         settings=settings,
         bus=bus,
+        published=published,
         now=now,
         new_id=lambda: str(uuid_utils.uuid7()),
         stopping=asyncio.Event(),

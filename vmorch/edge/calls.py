@@ -20,10 +20,12 @@ from vmorch.core.ids import RequestId
 from vmorch.edge.fetch import Fetcher
 from vmorch.edge.images import ImageStore
 from vmorch.edge.limits import Buckets
-from vmorch.edge.ports import Bus, Control, ReadModels
+from vmorch.edge.ports import Bus, Control, Follower, ReadModels
 from vmorch.edge.settings import EdgeSettings
 from vmorch.engine.caller import Caller
+from vmorch.engine.history import History
 from vmorch.log.interface import Log
+from vmorch.log.seals import Seals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,10 +35,13 @@ class Services:
     control: Control
     models: ReadModels
     log: Log
+    history: History
+    seals: Seals
     images: ImageStore
     fetcher: Fetcher
     settings: EdgeSettings
     bus: Bus | None
+    published: Follower | None
     now: Callable[[], datetime]
     new_id: Callable[[], str]
     stopping: asyncio.Event
@@ -60,6 +65,11 @@ class Call:
     def fleet(self) -> Fleet:
         """The live state."""
         return self.services.control.fleet
+
+    @property
+    def of_the_past(self) -> bool:
+        """Whether the caller asks about a moment that is named in `asOf`."""
+        return "asOf" in self.request.query_params
 
     def path(self, name: str) -> str:
         """A part of the path."""
@@ -97,5 +107,7 @@ class Route(Struct, frozen=True, kw_only=True):
     """The type that the request's JSON body is decoded as."""
     upload: bool = False
     parameters: tuple[Parameter, ...] = ()
+    audited: bool = False
+    """Whether reading it is recorded, before it is answered."""
     listed: bool = True
     """False for routes that only give a better refusal."""

@@ -47,6 +47,10 @@ class Gate:
             id = requests.request_id(request, lambda: id)
             call = self._admit(route, request, id)
             actor = call.caller.actor
+            if route.audited:
+                await self._services.control.note_reading(
+                    route.path, dict(sorted(request.query_params.items())), call.caller
+                )
             response = await route.handler(call)
         except Rejected as refusal:
             response = problems.response_of(refusal, id)

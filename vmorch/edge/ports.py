@@ -3,7 +3,7 @@
 Must not hold logic. Refusals come as Rejected, the log's troubles as LogError.
 """
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
 
@@ -20,9 +20,10 @@ from vmorch.core.planning.admission import Admission
 from vmorch.core.planning.staleness import Touch
 from vmorch.core.planning.upkeep import Foresight
 from vmorch.engine.caller import Accepted, Caller
-from vmorch.engine.handle import PolicyChange, Tuning
+from vmorch.engine.handle import BackupCommand, PolicyChange, Tuning, VolumeCommand
 from vmorch.engine.telemetry import Samples
 from vmorch.views.filters import Filters
+from vmorch.views.rows import Key, Row
 
 Model = Literal["vms", "hosts", "images", "operations", "tokens", "drains"]
 HostVerb = Literal["cordon", "uncordon", "label", "overcommit", "retire"]
@@ -54,8 +55,11 @@ class Drains(Protocol):
 
     async def apply(self, ref: str, command: ApplyPlan, caller: Caller) -> Accepted: ...
 
-    async def touches(self, drain: Drain) -> Sequence[Touch]:
-        """The events since a plan was made that touch it."""
+    def foresee(self, command: PlanDrain, caller: Caller, fleet: Fleet) -> Drain:
+        """The plan that would be made in a fleet of the past; nothing is recorded."""
+
+    async def touches(self, drain: Drain, fleet: Fleet | None = None) -> Sequence[Touch]:
+        """The events since a plan was made that touch it, up to now or to a fleet of the past."""
 
     async def discard(self, ref: str, caller: Caller) -> Accepted: ...
 
@@ -63,8 +67,8 @@ class Drains(Protocol):
 
     async def activate(self, ref: str, command: ActivateHost, caller: Caller) -> Accepted: ...
 
-    async def past(self, ref: str) -> Drain | None:
-        """A drain that the live state no longer remembers."""
+    async def past(self, ref: str, until: Position | None = None) -> Drain | None:
+        """A drain that the state no longer remembers."""
 
     async def create_budget(self, command: CreateBudget, caller: Caller) -> Accepted: ...
 
@@ -74,8 +78,8 @@ class Drains(Protocol):
 class Upkeep(Protocol):
     """What may be asked about maintenance."""
 
-    def foresee(self, command: StartMaintenance) -> Sequence[Foresight]:
-        """The groups that `start` would make now; nothing is recorded."""
+    def foresee(self, command: StartMaintenance, fleet: Fleet | None = None) -> Sequence[Foresight]:
+        """The groups that `start` would make now, or in a fleet of the past; nothing is recorded."""
 
     async def start(self, command: StartMaintenance, caller: Caller) -> Accepted: ...
 
@@ -83,8 +87,22 @@ class Upkeep(Protocol):
 
     async def cancel(self, ref: str, command: CancelMaintenance, caller: Caller) -> Accepted: ...
 
-    async def past(self, id: str) -> Maintenance | None:
-        """A maintenance that the live state no longer remembers."""
+    async def past(self, id: str, until: Position | None = None) -> Maintenance | None:
+        """A maintenance that the state no longer remembers."""
+
+
+class Erasing(Protocol):
+    """What may be asked about erasure."""
+
+    async def erase(self, ref: str, caller: Caller) -> Accepted:
+        """Record that a subject is erased, and destroy its key."""
+
+
+class Keys(Protocol):
+    """What opens what the log holds sealed."""
+
+    async def reveal(self, texts: Collection[str]) -> Mapping[str, str]:
+        """Each text as whoever may read it sees it, or why it cannot be read."""
 
 
 class Control(Protocol):
@@ -94,15 +112,35 @@ class Control(Protocol):
     def fleet(self) -> Fleet:
         """The state now; read only."""
 
+    @property
+    def poisoned(self) -> Mapping[Stream, str]:
+        """Streams with an event that the live state cannot read, and why: nothing is decided on them."""
+
     async def create_vm(self, command: CreateVm, caller: Caller) -> Accepted: ...
 
-    async def plan_create(self, command: CreateVm, caller: Caller) -> Admission:
-        """What `create_vm` would do; nothing is appended."""
+    async def plan_create(self, command: CreateVm, caller: Caller, fleet: Fleet | None = None) -> Admission:
+        """What `create_vm` would do now, or in a fleet of the past; nothing is appended."""
 
     async def on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Accepted: ...
 
-    async def plan_on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Admission:
-        """What `on_vm` would do; nothing is appended."""
+    async def plan_on_vm(
+        self, ref: str, command: VmCommand, caller: Caller, fleet: Fleet | None = None
+    ) -> Admission:
+        """What `on_vm` would do now, or in a fleet of the past; nothing is appended."""
+
+    async def on_backup(self, ref: str, command: BackupCommand, caller: Caller) -> Accepted: ...
+
+    async def plan_on_backup(
+        self, ref: str, command: BackupCommand, caller: Caller, fleet: Fleet | None = None
+    ) -> Admission:
+        """What `on_backup` would do, or would have done in a fleet of the past; nothing is appended."""
+
+    async def on_volumes(self, ref: str, command: VolumeCommand, caller: Caller) -> Accepted: ...
+
+    async def plan_on_volumes(
+        self, ref: str, command: VolumeCommand, caller: Caller, fleet: Fleet | None = None
+    ) -> Admission:
+        """What `on_volumes` would do, or would have done in a fleet of the past; nothing is appended."""
 
     async def cancel(self, operation: OperationId, caller: Caller) -> Accepted: ...
 
@@ -119,6 +157,14 @@ class Control(Protocol):
     @property
     def upkeep(self) -> Upkeep:
         """Maintenances."""
+
+    @property
+    def erasing(self) -> Erasing:
+        """Erasure."""
+
+    @property
+    def keys(self) -> Keys:
+        """The keys of subjects."""
 
     async def invite_host(self, name: str, caller: Caller) -> tuple[Accepted, str, datetime]:
         """The host's one-time token and when it expires."""
@@ -143,9 +189,12 @@ class Control(Protocol):
     async def remove_image(self, ref: str, caller: Caller) -> Accepted: ...
 
     async def create_token(
-        self, name: str, role: Role, expires: datetime | None, caller: Caller
+        self, name: str, role: Role, expires: datetime | None, caller: Caller, holder: str = ""
     ) -> tuple[Accepted, str]:
         """The token's secret, told once."""
+
+    async def note_reading(self, what: str, query: Mapping[str, str], caller: Caller) -> None:
+        """Record that the caller reads what reads are recorded of."""
 
     async def revoke_token(self, ref: str, caller: Caller) -> Accepted: ...
 
@@ -168,7 +217,8 @@ class Rows(Protocol):
 
 
 class ProjectionStatus(Protocol):
-    """How far read models are; `poisoned` names streams with an event that cannot be read."""
+    """How far a follower of the log is; `poisoned` names streams with an event that it cannot read, `trouble` what
+    keeps all of it from going on."""
 
     @property
     def name(self) -> str: ...
@@ -176,6 +226,8 @@ class ProjectionStatus(Protocol):
     def position(self) -> Position: ...
     @property
     def poisoned(self) -> Mapping[Stream, str]: ...
+    @property
+    def trouble(self) -> str: ...
 
 
 class ReadModels(Protocol):
@@ -184,13 +236,27 @@ class ReadModels(Protocol):
     async def rows(self, model: Model, filters: Filters, limit: int, after: str | None = None) -> Rows:
         """At most `limit` rows. `after` is NAME/ID of the last row of the page before."""
 
+    async def over(
+        self, model: Model, filters: Filters, limit: int, after: str | None, ended: datetime, but: Collection[str]
+    ) -> list[bytes]:
+        """Operations or drains that were over before `ended` and are not among `but`, newest first."""
+
     async def row(self, model: Model, id: str) -> bytes | None:
         """One row's JSON document."""
+
+    async def everything(self) -> tuple[Position, dict[Key, Row]]:
+        """Every row, and the position that they show."""
 
     async def status(self) -> Sequence[ProjectionStatus]: ...
 
     async def rebuild(self) -> object:
         """Drop every read model and compute it from the log again."""
+
+
+class Follower(Protocol):
+    """Whatever follows the log beside the read models."""
+
+    async def status(self) -> ProjectionStatus: ...
 
 
 class Bus(Protocol):

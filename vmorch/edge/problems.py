@@ -11,7 +11,7 @@ from starlette.responses import Response
 
 from vmorch.core.codes import code_of
 from vmorch.core.errors import Rejected
-from vmorch.log.errors import LogUnavailable, NameTaken, VersionConflict
+from vmorch.log.errors import ArchiveDamaged, ArchiveMissing, LogUnavailable, NameTaken, VersionConflict
 
 TYPES = "https://vmorch.dev/errors/"
 MEDIA_TYPE = "application/problem+json"
@@ -55,6 +55,8 @@ def response_of(refusal: Rejected, request: str) -> Response:
 def refusal_of(error: BaseException) -> Rejected | None:
     """The log's answer in the API's words; None if it is a fault of ours."""
     match error:
+        case ArchiveMissing() | ArchiveDamaged():
+            return Rejected(error.code, str(error), hint="on the server: vmorch server archive list")
         case LogUnavailable():
             return Rejected("log-unavailable", str(error), hint="repeat it with the same request id (--request-id)")
         case VersionConflict():

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vmorch.core.maintenance_resources import GroupResource
+from vmorch.core.operations.rollback import Prospect
 
 Schema = Mapping[str, Any]
 
@@ -66,6 +67,7 @@ PLAN = document(
     verdicts=array(record(name=STRING, fits=BOOLEAN, score=NUMBER, reason=STRING)),
     steps=array(STRING),
     spec={},
+    rollback=nullable(ref(Prospect)),
     position=POSITION,
 )
 ACCEPTED_OR_PLAN: Schema = {"oneOf": [ACCEPTED, PLAN]}
@@ -112,7 +114,25 @@ STATUS = document(
     postgres=BOOLEAN,
     nats=nullable(BOOLEAN),
 )
-PROJECTION = record(name=STRING, position=POSITION)
+AUDIT_STATUS = document(
+    "AuditStatus",
+    origin=STRING,
+    key=STRING,
+    head=POSITION,
+    sealed=POSITION,
+    stopped=nullable(record(code=STRING, detail=STRING, since=TIME)),
+)
+CHECKPOINT = document(
+    "Checkpoint",
+    size=POSITION,
+    note=STRING,
+    turns=array(record(event={"type": "object"}, left=array(STRING), note=STRING)),
+)
+CONSISTENCY = document("Consistency", old=POSITION, size=POSITION, hashes=array(STRING))
+INCLUSION = document(
+    "Inclusion", position=POSITION, size=POSITION, leaf=STRING, hashes=array(STRING), note=STRING
+)
+PROJECTION = record(name=STRING, position=POSITION, head=POSITION, poisoned={}, trouble=STRING)
 HEALTH = document("Health", status=STRING, version=STRING)
 
 

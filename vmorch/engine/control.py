@@ -4,7 +4,7 @@ Composed once per server process. Must not contain decisions of its own.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 
 from msgspec import Struct
@@ -15,11 +15,12 @@ from vmorch.core.aggregates import cluster as clusters
 from vmorch.core.aggregates import host as hosts
 from vmorch.core.aggregates.host import Host
 from vmorch.core.errors import Rejected
-from vmorch.core.ids import HostId, Position, stream
+from vmorch.core.ids import HostId, Position, Stream, stream
 from vmorch.core.operation import Change, change
 from vmorch.engine.authority import Authority, read_request
 from vmorch.engine.drains import Drains
 from vmorch.engine.effects import Clock, Ids, Secrets
+from vmorch.engine.erasing import Erasing
 from vmorch.engine.errands import Errands
 from vmorch.engine.handle import Handler
 from vmorch.engine.liveness import Liveness
@@ -27,6 +28,7 @@ from vmorch.engine.operations import Operations
 from vmorch.engine.reconcile import Reconcile
 from vmorch.engine.recorder import Recorder
 from vmorch.engine.reports import Reports
+from vmorch.engine.subject_keys import SubjectKeys
 from vmorch.engine.telemetry import Samples
 from vmorch.engine.upkeep import Upkeep
 from vmorch.engine.world import World
@@ -67,21 +69,30 @@ class Control(Handler):
     """One control plane: its world, its commands and its two engines."""
 
     def __init__(
-        self, log: Log, bus: Bus, reached: Reached, identity: Identity, clock: Clock, ids: Ids, secrets: Secrets
+        self,
+        log: Log,
+        bus: Bus,
+        reached: Reached,
+        identity: Identity,
+        clock: Clock,
+        ids: Ids,
+        secrets: Secrets,
+        keys: SubjectKeys,
     ) -> None:
         self.world = World(log)
-        super().__init__(Recorder(self.world, clock), ids, secrets)
+        super().__init__(Recorder(self.world, clock), ids, secrets, keys)
         self.bus = bus
         self.reached = reached
         self.identity = identity
-        keys, cluster = identity.keys, identity.cluster
-        self.operations = Operations(self.recorder, bus, cluster, keys.server, log.incarnation)
-        self.reports = Reports(self.recorder, cluster, keys.server, log.incarnation, self._renewed)
+        signer, cluster = identity.keys.server, identity.cluster
+        self.operations = Operations(self.recorder, bus, cluster, signer, log.incarnation, keys)
+        self.reports = Reports(self.recorder, cluster, signer, log.incarnation, self._renewed)
         self.liveness = Liveness(self.recorder, bus)
         self.errands = Errands(self.recorder, self.operations.orders)
         self.reconcile = Reconcile(self.recorder, ids)
         self.drains = Drains(self.recorder, ids)
         self.upkeep = Upkeep(self.recorder, ids)
+        self.erasing = Erasing(self.recorder, keys)
         self.samples = Samples(self.world.fleet)
         self._leading = False
         self._serving = False
@@ -181,6 +192,11 @@ class Control(Handler):
         if host is None or host.retired or not host.key:
             raise Rejected("no-such-host", f"no host has the id {id}")
         return host
+
+    @property
+    def poisoned(self) -> Mapping[Stream, str]:
+        """Streams with an event that the live state cannot read, and why: nothing is decided on them."""
+        return self.world.poisoned
 
     async def settled(self, position: Position, timeout: float) -> bool:
         """Whether the read models show everything up to `position` within `timeout` seconds."""

@@ -12,7 +12,7 @@ from vmorch.core.aggregates import budget as budgets
 from vmorch.core.aggregates import drain as drains
 from vmorch.core.aggregates.budget import CreateBudget
 from vmorch.core.aggregates.drain import ActivateHost, ApplyPlan, Drain, DrainPlan, PlanDrain
-from vmorch.core.codec import Fact, Unreadable, decode
+from vmorch.core.codec import Fact, Unreadable, decode, unpack_event
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import DrainId, Position, split_stream, stream
@@ -63,7 +63,7 @@ class Drains:
         # what happens while the log is read counts too
         ignore = world.on_fact(later.append)
         try:
-            known = await self._since(_planned(self.fleet.drains[id]))
+            known = await self._since(_planned(self.fleet.drains[id]), self.fleet.position)
             seen = self.fleet.position
 
             def decide() -> tuple[Change, ...]:
@@ -76,9 +76,21 @@ class Drains:
         finally:
             ignore()
 
-    async def touches(self, drain: Drain) -> list[Touch]:
-        """The events since a plan was made that touch it."""
-        return touching(self.fleet, _planned(drain), await self._since(_planned(drain)))
+    def foresee(self, command: PlanDrain, caller: Caller, fleet: Fleet) -> Drain:
+        """The plan that would be made, or begun, in this fleet; nothing is recorded."""
+        id = DrainId(self.ids())
+        at = fleet.recorded_at or self.recorder.clock.now()
+        drain = Drain(id=id)
+        for each in admit_plan(fleet, command, id, _who(caller), at):
+            event = unpack_event(each.event)
+            if isinstance(event, drains.DrainEvent):
+                drain = event.apply(drain, at)
+        return msgspec.structs.replace(drain, actor=caller.actor, reason=caller.reason)
+
+    async def touches(self, drain: Drain, fleet: Fleet | None = None) -> list[Touch]:
+        """The events since a plan was made that touch it, up to now or to a fleet of the past."""
+        seen = self.fleet if fleet is None else fleet
+        return touching(seen, _planned(drain), await self._since(_planned(drain), seen.position))
 
     async def discard(self, ref: str, caller: Caller) -> Accepted:
         """Give a stored plan up."""
@@ -116,9 +128,9 @@ class Drains:
 
         return await self._record(decide, caller, fingerprint(caller.actor, "delete-budget", ref, None))
 
-    async def past(self, ref: str) -> Drain | None:
-        """A drain that the live state no longer remembers, from its stream."""
-        records = await self.recorder.world.log.read_stream(stream("drain", ref))
+    async def past(self, ref: str, until: Position | None = None) -> Drain | None:
+        """A drain that the state no longer remembers, from its stream up to a position."""
+        records = await self.recorder.world.log.read_stream(stream("drain", ref), until=until)
         drain = Drain(id=DrainId(ref))
         try:
             for record in records:
@@ -136,9 +148,9 @@ class Drains:
         print = fingerprint(caller.actor, verb, ref, None)
         return await self._record(lambda: decide(self.fleet.drains[id]), caller, print, correlation=id)
 
-    async def _since(self, plan: DrainPlan) -> list[Fact]:
-        """Every fact after a plan that may touch it and can be read, up to where the live state is now."""
-        log, until, concerns = self.recorder.world.log, self.fleet.position, may_touch(plan)
+    async def _since(self, plan: DrainPlan, until: Position) -> list[Fact]:
+        """Every fact after a plan that may touch it and can be read, up to a position."""
+        log, concerns = self.recorder.world.log, may_touch(plan)
         found: list[Fact] = []
         at = plan.position
         while at < until:

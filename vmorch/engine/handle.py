@@ -3,7 +3,7 @@
 Must not wait for an operation; it runs from the log.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from hashlib import sha256
 from typing import Any, Literal
@@ -24,22 +24,40 @@ from vmorch.core.codec import Fact
 from vmorch.core.errors import Rejected, bad_value
 from vmorch.core.fleet import Fleet, name_held
 from vmorch.core.hostcommands import TuneMigration
-from vmorch.core.ids import HostId, ImageId, OperationId, VmId, split_stream, stream
+from vmorch.core.ids import HostId, ImageId, OperationId, Position, VmId, split_stream, stream
 from vmorch.core.operation import Change, change
 from vmorch.core.operations.create import CreateVm
+from vmorch.core.operations.delete_backup import DeleteBackup
 from vmorch.core.operations.migrate import Bandwidth, Downtime
 from vmorch.core.operations.resolve import ResolveVm
-from vmorch.core.planning.admission import Admission, Who, admit_create, admit_on_vm
+from vmorch.core.operations.restore import RestoreBackup
+from vmorch.core.operations.verify_backup import ProveBackup
+from vmorch.core.operations.volumes import AskForStrays, CreateVolume, SetStrayAside
+from vmorch.core.planning.admission import (
+    Admission,
+    Who,
+    admit_create,
+    admit_delete_backup,
+    admit_on_vm,
+    admit_restore,
+    admit_verify,
+    admit_volume,
+)
 from vmorch.core.planning.surrender import give_up
 from vmorch.core.planning.undertakings import check_idle
+from vmorch.core.planning.volumes import OnStrays, OnVolume, plan_create, plan_on_strays, plan_on_volume
+from vmorch.core.sealed import Sealed
 from vmorch.core.spec import NAME_RULE, LabelKey, Labels, Name
 from vmorch.engine.caller import Accepted, Caller
 from vmorch.engine.effects import Ids, Secrets
 from vmorch.engine.recorder import Recorder, fingerprint, subject_of
+from vmorch.engine.subject_keys import SubjectKeys
 
 INVITATION = timedelta(hours=1)
 """How long an enrolment token is good for."""
 
+BackupCommand = RestoreBackup | ProveBackup | DeleteBackup
+VolumeCommand = CreateVolume | OnVolume | OnStrays
 HostVerb = Literal["cordon", "uncordon", "label", "overcommit", "retire"]
 
 
@@ -94,10 +112,11 @@ class NoArguments(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Handler:
     """What callers may ask for. Every method raises Rejected or LogUnavailable and leaves nothing half done."""
 
-    def __init__(self, recorder: Recorder, ids: Ids, secrets: Secrets) -> None:
+    def __init__(self, recorder: Recorder, ids: Ids, secrets: Secrets, keys: SubjectKeys) -> None:
         self.recorder = recorder
         self.ids = ids
         self.secrets = secrets
+        self.keys = keys
 
     @property
     def fleet(self) -> Fleet:
@@ -108,19 +127,24 @@ class Handler:
         """Begin to create a VM where it fits best."""
         vm, operation = VmId(self.ids()), OperationId(self.ids())
         who = Who(actor=caller.actor, reason=caller.reason)
-        return await self._operate(
-            "vm",
-            caller,
-            fingerprint(caller.actor, "create", command.name, command),
-            lambda: admit_create(self.fleet, command, vm=vm, operation=operation, who=who),
-            operation,
-        )
+        unguessable = msgspec.structs.replace(command, user_data=self._keyed(command.user_data))
+        print = fingerprint(caller.actor, "create", command.name, unguessable)
 
-    async def plan_create(self, command: CreateVm, caller: Caller) -> Admission:
-        """What `create_vm` would do now."""
+        def admit(wanted: CreateVm) -> Admission:
+            return admit_create(self.fleet, wanted, vm=vm, operation=operation, who=who)
+
+        sealed = command
+        if command.user_data and await self.recorder.repeated(caller, print) is None:
+            admit(command)  # what is refused needs no key
+            user_data = await self.keys.seal(stream("vm", vm), command.user_data)
+            sealed = msgspec.structs.replace(command, user_data=user_data)
+        return await self._operate("vm", caller, print, lambda: admit(sealed), operation)
+
+    async def plan_create(self, command: CreateVm, caller: Caller, fleet: Fleet | None = None) -> Admission:
+        """What `create_vm` would do now, or in a fleet of the past."""
         who = Who(actor=caller.actor, reason=caller.reason)
         return admit_create(
-            self.fleet, command, vm=VmId(self.ids()), operation=OperationId(self.ids()), who=who
+            fleet or self.fleet, command, vm=VmId(self.ids()), operation=OperationId(self.ids()), who=who
         )
 
     async def on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Accepted:
@@ -136,9 +160,48 @@ class Handler:
             operation,
         )
 
-    async def plan_on_vm(self, ref: str, command: VmCommand, caller: Caller) -> Admission:
-        """What `on_vm` would do now."""
-        return self._admit(ref, command, OperationId(self.ids()), caller)
+    async def plan_on_vm(
+        self, ref: str, command: VmCommand, caller: Caller, fleet: Fleet | None = None
+    ) -> Admission:
+        """What `on_vm` would do now, or in a fleet of the past."""
+        return self._admit(ref, command, OperationId(self.ids()), caller, fleet)
+
+    async def on_backup(self, ref: str, command: BackupCommand, caller: Caller) -> Accepted:
+        """Begin to restore, verify or delete a backup."""
+        vm, operation = VmId(self.ids()), OperationId(self.ids())
+        return await self._operate(
+            "vm",
+            caller,
+            fingerprint(caller.actor, command.verb, ref, command),
+            lambda: self._admit_backup(ref, command, vm, operation, caller),
+            operation,
+        )
+
+    async def plan_on_backup(
+        self, ref: str, command: BackupCommand, caller: Caller, fleet: Fleet | None = None
+    ) -> Admission:
+        """What `on_backup` would do now, or in a fleet of the past."""
+        return self._admit_backup(ref, command, VmId(self.ids()), OperationId(self.ids()), caller, fleet)
+
+    async def on_volumes(self, ref: str, command: VolumeCommand, caller: Caller) -> Accepted:
+        """Begin the work on a volume that no VM uses, or on directories of the host `ref` that nobody owns. `ref` is
+        empty for a volume that is to be made."""
+        place, vm, operation = VmId(self.ids()), VmId(self.ids()), OperationId(self.ids())
+        return await self._operate(
+            "volume",
+            caller,
+            fingerprint(caller.actor, command.verb, ref, command),
+            lambda: self._admit_volumes(ref, command, place, vm, operation, caller),
+            operation,
+        )
+
+    async def plan_on_volumes(
+        self, ref: str, command: VolumeCommand, caller: Caller, fleet: Fleet | None = None
+    ) -> Admission:
+        """What `on_volumes` would do now, or in a fleet of the past."""
+        return self._admit_volumes(
+            ref, command, VmId(self.ids()), VmId(self.ids()), OperationId(self.ids()), caller, fleet
+        )
 
     async def cancel(self, operation: OperationId, caller: Caller) -> Accepted:
         """Ask an operation to stop and take back what it did."""
@@ -185,7 +248,9 @@ class Handler:
             invited = hosts.HostInvited(name=name, token_hash=_hash(token), expires=expires)
             return [change(stream("host", known[0].id if known else new), invited)]
 
+        told = self.fleet.position
         accepted, facts = await self._simple(decide, caller, "invite", name, None)
+        await self._note_telling(facts, told, caller)
         assert isinstance(facts[0].event, hosts.HostInvited)
         return accepted, token, facts[0].event.expires
 
@@ -253,14 +318,19 @@ class Handler:
         return accepted
 
     async def create_token(
-        self, name: str, role: Role, expires: datetime | None, caller: Caller
+        self, name: str, role: Role, expires: datetime | None, caller: Caller, holder: str = ""
     ) -> tuple[Accepted, str]:
-        """A new token. Its secret is told here, and again only to a repeat of this request."""
+        """A new token, and who holds it. Its secret is told here, and again only to a repeat of this request."""
         _check_name(name)
         secret = f"vmo_{self._secret('token', caller)}"
         at = stream("token", self.ids())
-        created = tokens.TokenCreated(name=name, role=role, hash=_hash(secret), expires=expires)
-        accepted, _ = await self._simple(lambda: [change(at, created)], caller, "create-token", name, role)
+        body = [role, self._keyed(holder)] if holder else role
+        before = await self.recorder.repeated(caller, fingerprint(caller.actor, "create-token", name, body))
+        sealed = await self.keys.seal(at, holder) if holder and before is None else Sealed("")
+        created = tokens.TokenCreated(name=name, role=role, hash=_hash(secret), expires=expires, holder=sealed)
+        known = self.fleet.position
+        accepted, facts = await self._simple(lambda: [change(at, created)], caller, "create-token", name, body)
+        await self._note_telling(facts, known, caller)
         return accepted, secret
 
     async def revoke_token(self, ref: str, caller: Caller) -> Accepted:
@@ -272,6 +342,29 @@ class Handler:
 
         accepted, _ = await self._simple(decide, caller, "revoke", ref, None)
         return accepted
+
+    async def note_reading(self, what: str, query: Mapping[str, str], caller: Caller) -> None:
+        """Record that the caller reads what reads are recorded of."""
+
+        def decide() -> tuple[Iterable[Change], None]:
+            at = stream("token", self.fleet.find_token(caller.actor).id)
+            return [change(at, tokens.AuditRead(what=what, query=query))], None
+
+        # not the request's own meta: a secret that is told again was asked for by the request that made it
+        meta = self.recorder.meta(
+            actor=caller.actor,
+            reason=caller.reason,
+            traceparent=caller.traceparent,
+            fingerprint=fingerprint(caller.actor, "read", what, query),
+        )
+        await self.recorder.record(decide, lambda _: meta)
+
+    async def _note_telling(self, facts: list[Fact], known: Position, caller: Caller) -> None:
+        """A repeated request is told its secret again: that is a reading of it."""
+        # nobody but the program itself acts without a token
+        bearer = any(token.name == caller.actor for token in self.fleet.tokens.values())
+        if bearer and facts[0].position <= known:
+            await self.note_reading(f"the secret of {facts[0].stream}", {}, caller)
 
     async def set_policy(self, wanted: PolicyChange, caller: Caller) -> Accepted:
         """Change what holds for all hosts and VMs. Raises Rejected `reason-missing` if guests shall travel in clear."""
@@ -296,16 +389,78 @@ class Handler:
 
         await self.recorder.record(decide, lambda _: self.recorder.meta(actor=actor))
 
+    async def announce_log_key(self, key: str, *, orphaned: bool, actor: str) -> None:
+        """The log's checkpoints are signed by this key from now on; `orphaned`: the one before it is lost."""
+
+        def decide() -> tuple[list[Change], None]:
+            events = clusters.announce_log_key(self.fleet.cluster, key, orphaned=orphaned)
+            return [change(clusters.STREAM, event) for event in events], None
+
+        await self.recorder.record(decide, lambda _: self.recorder.meta(actor=actor))
+
     def _secret(self, purpose: str, caller: Caller) -> str:
         """The same for a repeated request, so that an answer that got lost can be had again."""
         return self.secrets(f"{purpose}/{caller.actor}/{caller.request or self.ids()}")
 
-    def _admit(self, ref: str, command: VmCommand, operation: OperationId, caller: Caller) -> Admission:
-        who = Who(actor=caller.actor, reason=caller.reason)
-        return admit_on_vm(self.fleet, self.fleet.find_vm(ref), command, operation=operation, who=who)
+    def _keyed(self, text: str) -> str:
+        """Tells a text from others in a fingerprint, which everybody may read; nobody else can try guesses on it."""
+        return self.secrets(f"print/{text}") if text else ""
+
+    def _admit(
+        self, ref: str, command: VmCommand, operation: OperationId, caller: Caller, fleet: Fleet | None = None
+    ) -> Admission:
+        who, seen = Who(actor=caller.actor, reason=caller.reason), fleet or self.fleet
+        return admit_on_vm(seen, seen.find_vm(ref), command, operation=operation, who=who)
+
+    def _admit_backup(
+        self,
+        ref: str,
+        command: BackupCommand,
+        vm: VmId,
+        operation: OperationId,
+        caller: Caller,
+        seen: Fleet | None = None,
+    ) -> Admission:
+        fleet = seen or self.fleet
+        who, backup = Who(actor=caller.actor, reason=caller.reason), fleet.find_backup(ref)
+        match command:
+            case RestoreBackup():
+                return admit_restore(fleet, backup, command, vm=vm, operation=operation, who=who)
+            case ProveBackup():
+                return admit_verify(fleet, backup, command, vm=vm, operation=operation, who=who)
+            case DeleteBackup():
+                return admit_delete_backup(fleet, backup, command, vm=vm, operation=operation, who=who)
+
+    def _admit_volumes(
+        self,
+        ref: str,
+        command: VolumeCommand,
+        place: VmId,
+        vm: VmId,
+        operation: OperationId,
+        caller: Caller,
+        seen: Fleet | None = None,
+    ) -> Admission:
+        fleet, who = seen or self.fleet, Who(actor=caller.actor, reason=caller.reason)
+        on: dict[str, object] = {"place": place}
+        match command:
+            case CreateVolume():
+                made = plan_create(fleet, command, place=place, vm=vm)
+            case AskForStrays() | SetStrayAside():
+                host = fleet.find_host(ref)
+                made, on["host"] = plan_on_strays(fleet, host, command, place=place, vm=vm), host.id
+            case _:
+                volume = fleet.find_volume(ref)
+                made, on["volume"] = plan_on_volume(fleet, volume, command, place=place, vm=vm), volume.id
+        return admit_volume(fleet, made, command, vm=vm, operation=operation, who=who, on=on)
 
     async def _operate(
-        self, kind: Literal["vm"], caller: Caller, print: str, admit: Callable[[], Admission], operation: OperationId
+        self,
+        kind: Literal["vm", "volume"],
+        caller: Caller,
+        print: str,
+        admit: Callable[[], Admission],
+        operation: OperationId,
     ) -> Accepted:
         facts = await self.recorder.repeated(caller, print)
         if facts is None:
@@ -319,11 +474,13 @@ class Handler:
                 return self.recorder.meta_of(caller, operation=of, print=print)
 
             facts, _ = await self.recorder.record(decide, meta, claim=True)
-        id = subject_of(facts, kind)
+        # what is done on a host's strays has only the VM that carries it
+        known: Literal["vm", "volume"] = kind if any(split_stream(fact.stream)[0] == kind for fact in facts) else "vm"
+        id = subject_of(facts, known)
         started = [fact.event.operation for fact in facts if isinstance(fact.event, OperationStarted)]
         return Accepted(
             subject=id,
-            name=self.fleet.vms[VmId(id)].name,
+            name=name_held(self.fleet, stream(known, id)),
             position=facts[-1].position,
             operation=started[0] if started else None,
         )

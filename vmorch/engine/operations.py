@@ -27,6 +27,7 @@ from vmorch.engine.looking import Decide, Looking, judged, woken
 from vmorch.engine.orders import ASK_AGAIN, FINAL_REFUSALS, GRACE, RETRY, Orders
 from vmorch.engine.recorder import Recorder
 from vmorch.engine.reports import OrderRef, order_id
+from vmorch.engine.subject_keys import SubjectKeys
 from vmorch.log.errors import LogError
 from vmorch.wire.envelopes import Receipt, Signer
 
@@ -43,10 +44,12 @@ the step is seen at its two ends anyway."""
 class Operations:
     """Drives every operation that is not over, each in a task of its own."""
 
-    def __init__(self, recorder: Recorder, bus: Bus, cluster: str, signer: Signer, incarnation: str) -> None:
+    def __init__(
+        self, recorder: Recorder, bus: Bus, cluster: str, signer: Signer, incarnation: str, keys: SubjectKeys
+    ) -> None:
         self.recorder = recorder
         self.world = recorder.world
-        self.orders = Orders(bus, cluster, signer, incarnation)
+        self.orders = Orders(bus, cluster, signer, incarnation, keys)
         self.looking = Looking(recorder, self.orders)
         self._tasks: dict[OperationId, asyncio.Task[None]] = {}
         self._new: asyncio.Queue[tuple[VmId, OperationId]] = asyncio.Queue()

@@ -16,7 +16,7 @@ from vmorch.core.errors import Rejected
 from vmorch.core.ids import OperationId
 from vmorch.core.messages import Meta
 from vmorch.core.operation import Change
-from vmorch.core.planning import draining, maintaining, mending
+from vmorch.core.planning import draining, maintaining, mending, snapshotting
 from vmorch.core.planning.acts import Act, Answer, Later, Policy
 from vmorch.engine.effects import Ids
 from vmorch.engine.recorder import Recorder
@@ -32,7 +32,7 @@ seconds, between them so many times as long as the look took, so that looking ta
 REST = 1.0
 """Seconds until an act is tried again that was refused."""
 
-POLICIES: tuple[Policy, ...] = (mending.mend, draining.policy, maintaining.policy)
+POLICIES: tuple[Policy, ...] = (mending.mend, draining.policy, maintaining.policy, snapshotting.policy)
 """Everything that is done without being asked for, in the order in which it is looked at."""
 
 

@@ -137,9 +137,15 @@ class Recorder:
     def _append(self, changes: tuple[Change, ...], meta: Meta, *, claim: bool) -> tuple[Append, Said]:
         fleet = self.world.fleet
         said: Said = {}
+        under: OperationId | None = None
         for each in changes:
             event = unpack_event(each.event)
-            said.setdefault(each.stream, []).append((event, self._about(each.stream, event, meta)))
+            if isinstance(event, OperationEvent):
+                under = event.operation
+            # what is told with a step or an end follows from it, but for what a host shows beside its answer
+            of = None if event.unasked else under
+            about = self._cause(each.stream, self._about(each.stream, event, meta), of)
+            said.setdefault(each.stream, []).append((event, about))
         claims, releases = names_touched(fleet, changes)
         streams = tuple(
             StreamAppend(
@@ -160,6 +166,16 @@ class Recorder:
         operation = event.operation if isinstance(event, OperationEvent) else meta.operation
         cause = None if operation is None else self.world.fleet.cause(operation)
         return meta if cause is None else msgspec.structs.replace(meta, operation=operation, correlation=cause)
+
+    def _cause(self, at: Stream, meta: Meta, operation: OperationId | None) -> Meta:
+        """What vmorch or a host does on account of an operation or undertaking follows from the last that happened in
+        it. What a caller asks for is his own act, and so is what a host shows unasked."""
+        if meta.fingerprint is not None or meta.causation is not None:
+            return meta
+        kind, id = split_stream(at)
+        undertaking = id if kind in ("drain", "maintenance") else None
+        found = self.world.latest(operation, meta.operation, undertaking, meta.correlation)
+        return meta if found is None else msgspec.structs.replace(meta, causation=found)
 
     async def _recall(self, request: RequestId, print: str) -> list[Fact] | None:
         span = await self.world.log.request(request)
@@ -195,3 +211,4 @@ def _facts(append: Append, said: Said, appended: Appended) -> list[Fact]:
             )
             position = Position(position + 1)
     return facts
+

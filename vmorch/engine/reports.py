@@ -12,6 +12,7 @@ import structlog
 from msgspec import Struct
 
 from vmorch.bus.keys import verifier
+from vmorch.core.aggregates import backup, volume
 from vmorch.core.aggregates.host import Host, HostReachable, SessionStarted, UnmanagedSeen
 from vmorch.core.aggregates.passage import EndSeen, TuningAnswered
 from vmorch.core.aggregates.vm import (
@@ -26,7 +27,7 @@ from vmorch.core.aggregates.vm import (
 )
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet
-from vmorch.core.hostcommands import Done, Failed, Observed
+from vmorch.core.hostcommands import Answer, Done, Failed, Observed
 from vmorch.core.ids import CommandId, HostId, OperationId, Position, VmId, stream
 from vmorch.core.operation import Change, change
 from vmorch.core.planning import errands
@@ -205,9 +206,10 @@ def _step_answered(
     if not _awaited(operation, host, index, undo=undo, attempt=attempt):
         return _late(seen, host, vm, operation, index, item)
     step = operation.steps[index]
-    label = step.label
-    match item.answer:
-        case Done(observed=observed, already=already, pause=pause):
+    label, answer = step.label, item.answer if undo else backup.heard(step, item.answer)
+    more = () if undo else _consequences(vm, operation, index, answer)
+    match answer:
+        case Done(observed=observed, already=already, pause=pause, frozen=frozen):
             event: VmEvent = StepDone(
                 operation=id,
                 index=index,
@@ -217,9 +219,10 @@ def _step_answered(
                 already=already,
                 observed=observed,
                 pause=pause,
+                frozen=frozen,
             )
             then = step.then if not undo and step.judged is None else ()
-            return [seen.add(vm, event), *then]
+            return [seen.add(vm, event), *then, *more]
         case Failed(code=code, message=message, observed=observed, blockers=blockers):
             event = StepFailed(
                 operation=id,
@@ -232,7 +235,13 @@ def _step_answered(
                 observed=observed,
                 blockers=blockers,
             )
-            return [seen.add(vm, event)]
+            return [seen.add(vm, event), *more]
+
+
+def _consequences(vm: Vm, operation: Operation, index: int, answer: Answer) -> tuple[Change, ...]:
+    """What an answer says about other things than the VM."""
+    said = backup.consequences(vm.id, operation, index, answer)
+    return (*said, *volume.found(operation.steps[index], answer))
 
 
 def _late(
@@ -241,7 +250,17 @@ def _late(
     """What an answer shows that came after its operation had given up waiting; the operation stays as it ended."""
     observed = item.answer.observed
     waited_for = operation.outcome == "stuck" and index == operation.progress.done
-    if not waited_for or observed is None or not _stands_on(vm, host) or not _differs(vm, observed):
+    if not waited_for or not _stands_on(vm, host):
+        return []
+    step = operation.steps[index]
+    answer = backup.heard(step, item.answer)
+    happened = isinstance(answer, Done) and step.host == host.id and operation.progress.failed is None
+    then = (*step.then, *_consequences(vm, operation, index, answer)) if happened else ()
+    if then and step.judged is None:
+        # what was waited for was done after all, and what follows from it is so
+        done = StepDone(operation=operation.id, index=index, step=step.label, observed=observed)
+        return [seen.add(vm, done), *then]
+    if observed is None or not _differs(vm, observed):
         return []
     return [seen.add(vm, VmObserved(host=host.id, observed=observed))]
 

@@ -12,7 +12,7 @@ from vmorch.core.aggregates.maintenance import CancelMaintenance, Maintenance, M
 from vmorch.core.codec import Unreadable, decode
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet
-from vmorch.core.ids import split_stream, stream
+from vmorch.core.ids import Position, split_stream, stream
 from vmorch.core.operation import Change
 from vmorch.core.planning.admission import Who
 from vmorch.core.planning.upkeep import Foresight, admit_maintenance, admit_undoing, admit_work_done, foresee
@@ -33,9 +33,9 @@ class Upkeep:
         """The live state; read only."""
         return self.recorder.world.fleet
 
-    def foresee(self, command: StartMaintenance) -> tuple[Foresight, ...]:
-        """The groups that `start` would make now; nothing is recorded."""
-        return foresee(self.fleet, command)
+    def foresee(self, command: StartMaintenance, fleet: Fleet | None = None) -> tuple[Foresight, ...]:
+        """The groups that `start` would make now, or in a fleet of the past; nothing is recorded."""
+        return foresee(fleet or self.fleet, command)
 
     async def start(self, command: StartMaintenance, caller: Caller) -> Accepted:
         """Begin a maintenance of hosts."""
@@ -61,11 +61,11 @@ class Upkeep:
             lambda: admit_undoing(self.fleet, self.fleet.maintenances[id], command, now()), caller, print, id
         )
 
-    async def past(self, id: str) -> Maintenance | None:
-        """A maintenance that the live state no longer remembers, from its stream."""
+    async def past(self, id: str, until: Position | None = None) -> Maintenance | None:
+        """A maintenance that the state no longer remembers, from its stream up to a position."""
         found = Maintenance(id=id)
         try:
-            for record in await self.recorder.world.log.read_stream(stream("maintenance", id)):
+            for record in await self.recorder.world.log.read_stream(stream("maintenance", id), until=until):
                 fact = decode(record)
                 assert isinstance(fact.event, MaintenanceEvent)
                 found = msgspec.structs.replace(fact.event.apply(found, fact.recorded_at), version=fact.version)

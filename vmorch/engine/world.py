@@ -10,15 +10,18 @@ from contextlib import contextmanager
 
 import structlog
 
+from vmorch.core.aggregates.vm import OperationEvent, OperationStarted
 from vmorch.core.codec import Fact, Unreadable, decode
 from vmorch.core.fleet import Fleet
-from vmorch.core.ids import Position, Stream
+from vmorch.core.ids import Position, Stream, split_stream
 from vmorch.core.records import Recorded
 from vmorch.log.interface import Log
 
 logger = structlog.get_logger()
 
 BATCH = 5000
+REMEMBERED = 10_000
+"""Operations and other undertakings whose last event is known without looking for it in the log."""
 
 
 class World:
@@ -29,9 +32,11 @@ class World:
         self.fleet = Fleet()
         self.poisoned: dict[Stream, str] = {}
         """Streams with an event that cannot be read, and why. Nothing is decided on them."""
+        self._latest: dict[str, Position] = {}
         self._ahead: dict[Position, list[Fact]] = {}
         self._watchers: dict[Stream, set[asyncio.Event]] = {}
         self._moved: set[asyncio.Event] = set()
+        self._awaited = 0
         self._listeners: list[Callable[[Fact], None]] = []
 
     async def load(self) -> None:
@@ -46,7 +51,7 @@ class World:
 
     async def follow(self) -> None:
         """Take every later event, for ever."""
-        async for batch in self.log.follow(self.fleet.position):
+        async for batch in self.log.follow(self.fleet.position, lambda: self._awaited > 0):
             for record in batch:
                 if record.position > self.fleet.position:
                     self._take(record)
@@ -57,6 +62,13 @@ class World:
         if facts and facts[-1].position > self.fleet.position:
             self._ahead[facts[0].position] = facts
             self._drain()
+
+    def latest(self, *undertakings: str | None) -> Position | None:
+        """Where the last event lies of the first of these operations, drains or maintenances of which one is known."""
+        for each in undertakings:
+            if each is not None and each in self._latest:
+                return self._latest[each]
+        return None
 
     def on_fact(self, listener: Callable[[Fact], None]) -> Callable[[], None]:
         """Call `listener` after each fact that is folded in, until what is returned is called. It must only note."""
@@ -82,9 +94,13 @@ class World:
         """Return once everything up to `position` is folded in."""
         if self.fleet.position >= position:
             return
-        async for at in self.changes():
-            if at >= position:
-                return
+        self._awaited += 1
+        try:
+            async for at in self.changes():
+                if at >= position:
+                    return
+        finally:
+            self._awaited -= 1
 
     async def changes(self) -> AsyncGenerator[Position, None]:
         """The position now, then again whenever it has moved."""
@@ -124,9 +140,21 @@ class World:
             self.fleet.skip(fact.stream, fact.version, fact.position, fact.recorded_at)
         else:
             self.fleet.apply(fact)
+            self._remember(fact)
             for listener in self._listeners:
                 listener(fact)
         self._tell(fact.stream)
+
+    def _remember(self, fact: Fact) -> None:
+        kind, id = split_stream(fact.stream)
+        operation = fact.event.operation if isinstance(fact.event, OperationStarted | OperationEvent) else None
+        for each in (operation, id if kind in ("drain", "maintenance") else None):
+            if each is not None:
+                # those that moved last are kept, so that a long life needs no more memory than a short one
+                self._latest.pop(each, None)
+                self._latest[each] = fact.position
+        if len(self._latest) > REMEMBERED:
+            del self._latest[next(iter(self._latest))]
 
     def _tell(self, stream: Stream) -> None:
         for event in self._watchers.get(stream, ()):

@@ -29,6 +29,8 @@ class Committer:
         self._waiting: deque[_Waiting] = deque()
         self._arrival = asyncio.Event()
         self._closing = False
+        self.written = 0
+        """Events that were appended here."""
         self._writer: Writer | None = None
         self._task = asyncio.get_running_loop().create_task(self._run(), name="log-committer")
 
@@ -98,7 +100,9 @@ class Committer:
                     _fail(future, answer)
                 elif not future.done():
                     future.set_result(answer)
-            if any(isinstance(answer, Appended) and not answer.repeated for answer in answers):
+            done = [answer for answer in answers if isinstance(answer, Appended) and not answer.repeated]
+            if done:
+                self.written += sum(answer.last - answer.first + 1 for answer in done)
                 self._committed()
 
     async def _write(self, batch: list[Encoded]) -> list[Appended | LogError]:

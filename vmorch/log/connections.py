@@ -4,7 +4,7 @@ JSON comes back as the bytes that were written; nothing is parsed here. Must not
 """
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, LiteralString, TypeVar
 
 import psycopg
@@ -55,11 +55,11 @@ class Readers:
         self._idle: list[psycopg.AsyncConnection] = []
         self._free = asyncio.Semaphore(_READERS)
 
-    async def fetch(self, query: LiteralString, params: Sequence[object] = ()) -> list[Row]:
+    async def fetch(self, query: LiteralString, params: Sequence[object] | Mapping[str, object] = ()) -> list[Row]:
         """All rows of a query that is harmless to repeat. Raises `LogUnavailable`."""
         return await in_time(self._fetched(query, params))
 
-    async def _fetched(self, query: LiteralString, params: Sequence[object]) -> list[Row]:
+    async def _fetched(self, query: LiteralString, params: Sequence[object] | Mapping[str, object]) -> list[Row]:
         async with self._free:
             # a server that restarted shows only when its old connections are used, so those get a second chance
             while self._idle:
@@ -75,7 +75,7 @@ class Readers:
             await self._idle.pop().close()
 
     async def _fetch(
-        self, connection: psycopg.AsyncConnection, query: LiteralString, params: Sequence[object]
+        self, connection: psycopg.AsyncConnection, query: LiteralString, params: Sequence[object] | Mapping[str, object]
     ) -> list[Row]:
         kept = False
         try:

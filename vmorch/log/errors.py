@@ -56,3 +56,25 @@ class LogUnavailable(LogError):
     def __init__(self, cause: str) -> None:
         super().__init__(f"the event log is unavailable: {cause}")
         self.cause = cause
+
+
+class ArchiveMissing(LogUnavailable):
+    """The events lie in a file that this process cannot read. Whoever has the file can put it back."""
+
+    code = "archive-missing"
+
+    def __init__(self, file: str, directory: str | None, cause: str = "there is no such file") -> None:
+        where = "and no directory of archives is named" if directory is None else f"of {directory}"
+        LogError.__init__(self, f"the events lie in the archive {file} {where}: {cause}")
+        self.cause = cause
+
+
+class ArchiveDamaged(LogUnavailable):
+    """The file with the events is not what was written; an intact copy has to be put in its place."""
+
+    code = "archive-damaged"
+
+    def __init__(self, file: str, first: int, last: int) -> None:
+        cause = f"the events from {first} to {last} in the archive {file} are not what was written there"
+        LogError.__init__(self, cause)
+        self.cause = cause

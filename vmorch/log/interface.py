@@ -3,7 +3,7 @@
 Callers depend on this page alone. Must not import a database.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import datetime
 from typing import Protocol
 
@@ -47,11 +47,13 @@ class Log(Protocol):
     ) -> list[Recorded]:
         """The events of one stream after `after_version`, as they stood at position `until`, by version."""
 
-    def follow(self, after: Position) -> AsyncIterator[list[Recorded]]:
+    def follow(
+        self, after: Position, urgent: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[list[Recorded]]:
         """Every event after `after`, in order, each once, for ever, in non-empty batches.
 
         An event arrives soon after its commit and at the latest a second later. While the log is away
-        the follower waits.
+        the follower waits. While very much is appended here, it is let fall behind unless it is `urgent`.
         """
 
     async def request(self, request: RequestId) -> tuple[Position, Position] | None:
@@ -59,3 +61,6 @@ class Log(Protocol):
 
     async def position_at(self, moment: datetime) -> Position:
         """The last position recorded at or before `moment`; 0 if none was."""
+
+    async def missing(self) -> list[str]:
+        """What is wrong with the files that hold some of the events; nothing, if each is where it is looked for."""

@@ -76,7 +76,9 @@ class MemoryLog:
         events = self._streams.get(stream, [])[after_version:]
         return [event for event in events if until is None or event.position <= until]
 
-    async def follow(self, after: Position) -> AsyncIterator[list[Recorded]]:
+    async def follow(
+        self, after: Position, urgent: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[list[Recorded]]:
         while True:
             grown = self._grown
             events = await self.read(after)
@@ -91,6 +93,9 @@ class MemoryLog:
 
     async def position_at(self, moment: datetime) -> Position:
         return Position(bisect_right(self._times, moment))
+
+    async def missing(self) -> list[str]:
+        return []
 
     def _renamed(self, append: Append) -> dict[tuple[str, str], Stream]:
         names = dict(self._names)

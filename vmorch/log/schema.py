@@ -84,6 +84,13 @@ def create_logins(owner_url: str) -> None:
             connection.execute(sql.SQL("ALTER ROLE {} SET ").format(reader) + sql.SQL(setting))
 
 
+def partition_by(owner_url: str, size: int) -> None:
+    """Have the log's later partitions hold `size` events each; those that hold any stay as they are."""
+    with psycopg.connect(owner_url, autocommit=True) as connection:
+        connection.execute("SET ROLE vmorch_owner")
+        connection.execute("SELECT vmorch.partition_by(%s)", (size,))
+
+
 def _create_role(connection: psycopg.Connection, role: str, *, login: bool) -> None:
     known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (role,)).fetchone()
     if known is None:

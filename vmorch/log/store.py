@@ -1,14 +1,19 @@
-"""The event log in Postgres.
+"""The event log in Postgres, and in the archives that its old partitions went to.
 
-One connection appends (group commit), a few read, one listens. Must not interpret events.
+One connection appends (group commit), a few read, one listens. All reading of events goes through here, so that nobody
+else needs to know which of them are archived. Must not interpret events.
 """
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import datetime
-from typing import Self
+from operator import attrgetter
+from pathlib import Path
+from typing import LiteralString, Self
 
 from vmorch.core.ids import Position, RequestId, Stream
 from vmorch.core.records import Append, Recorded
+from vmorch.log.archives import Archives
 from vmorch.log.batch import encode
 from vmorch.log.committer import Committer
 from vmorch.log.connections import Readers, Row
@@ -16,17 +21,26 @@ from vmorch.log.errors import LogUnavailable
 from vmorch.log.hints import Hints
 from vmorch.log.interface import Appended
 
-_READ = (
+_READ: LiteralString = (
     "SELECT position, stream, version, kind, schema, data, meta, recorded_at FROM vmorch.events"
     " WHERE position > %s AND position <= %s ORDER BY position LIMIT %s"
 )
-_READ_STREAM = (
+# The + 0 keeps two bounds of the position from looking like a narrow range, for which Postgres, planning for any range,
+# would read the index of all positions beside that of the stream.
+_READ_STREAM: LiteralString = (
     "SELECT position, stream, version, kind, schema, data, meta, recorded_at FROM vmorch.events"
-    " WHERE stream = %s AND version > %s AND position <= %s"
+    " WHERE stream = %s AND version > %s AND position + 0 <= %s"
     " AND position >= (SELECT first_position FROM vmorch.streams WHERE stream = %s) ORDER BY version"
 )
+_MARKED: LiteralString = "SELECT s.changes, e.* FROM vmorch.partitioning AS s LEFT JOIN ("
 _FOREVER = 2**63 - 1
 _PAGE = 1000
+_HOT = 3000
+"""Events per second appended here, from which on those who append and those who follow are in each other's way."""
+_REST = 25
+"""How many times as long as it worked a follower rests while so much is appended: the log must not fall behind what is
+made of it."""
+_SPACING = 0.02
 
 
 class EventLog:
@@ -35,19 +49,25 @@ class EventLog:
     Every method raises `LogUnavailable` while Postgres is away and works again when it is back.
     """
 
-    def __init__(self, incarnation: str, readers: Readers, hints: Hints, committer: Committer) -> None:
+    def __init__(
+        self, incarnation: str, readers: Readers, archives: Archives, hints: Hints, committer: Committer
+    ) -> None:
         self.incarnation = incarnation
         self._readers = readers
+        self._archives = archives
         self._hints = hints
         self._committer = committer
+        self._archived = Position(0)
+        """No hole in Postgres was met after this position, so that it is asked first."""
 
     @classmethod
-    async def open(cls, url: str) -> Self:
-        """Connect as a member of `vmorch_app` to a database with the current schema."""
+    async def open(cls, url: str, archives: Path | None = None) -> Self:
+        """Connect as a member of `vmorch_app` to a database with the current schema. `archives` is the directory that
+        its archived partitions lie in."""
         readers = Readers(url)
         [(incarnation,)] = await readers.fetch("SELECT incarnation FROM vmorch.log_head")
         hints = Hints(url)
-        log = cls(incarnation, readers, hints, Committer(url, hints.committed))
+        log = cls(incarnation, readers, Archives(url, archives), hints, Committer(url, hints.committed))
         await log.ensure_partitions()
         return log
 
@@ -55,6 +75,7 @@ class EventLog:
         """Write what was handed in before, then disconnect."""
         await self._committer.close()
         await self._hints.close()
+        await self._archives.close()
         await self._readers.close()
 
     async def append(self, append: Append) -> Appended:
@@ -62,7 +83,7 @@ class EventLog:
         return await self._committer.submit(encode(append))
 
     async def ensure_partitions(self) -> int:
-        """Keep two partitions of 10 million positions ahead; the number made. To be called now and then."""
+        """Keep two partitions ahead; the number made. To be called now and then."""
         [(made,)] = await self._readers.fetch("SELECT vmorch.ensure_partitions()")
         return int(made)
 
@@ -71,19 +92,36 @@ class EventLog:
         return Position(position)
 
     async def read(self, after: Position, limit: int = 1000, until: Position | None = None) -> list[Recorded]:
-        rows = await self._readers.fetch(_READ, (after, _FOREVER if until is None else until, limit))
-        return _recorded(rows)
+        end = Position(_FOREVER) if until is None else until
+        if after < self._archived:
+            return await self._read_old(after, limit, end)
+        events = recorded(await self._readers.fetch(_READ, (after, end, limit)))
+        last = events[-1].position if events else after
+        # positions have no gaps, and the newest events are never archived: this is all there is
+        if last - after == len(events) and (until is None or len(events) == limit or last >= until):
+            return events
+        return await self._read_old(after, limit, end)
 
     async def read_stream(
         self, stream: Stream, after_version: int = 0, until: Position | None = None
     ) -> list[Recorded]:
         until = Position(_FOREVER) if until is None else until
-        rows = await self._readers.fetch(_READ_STREAM, (stream, after_version, until, stream))
-        return _recorded(rows)
+        params = (stream, after_version, until, stream)
+        while True:
+            changes, events = await marked(self._readers, _READ_STREAM, params, "version")
+            if not changes:
+                return events
+            then, old = await self._archives.of_stream(stream, after_version, until)
+            if then == changes:
+                return sorted([*old, *events], key=attrgetter("version"))
 
-    async def follow(self, after: Position) -> AsyncIterator[list[Recorded]]:
+    async def follow(
+        self, after: Position, urgent: Callable[[], bool] = lambda: False
+    ) -> AsyncIterator[list[Recorded]]:
+        clock = asyncio.get_running_loop().time
         while True:
             seen = self._hints.count
+            began, written = clock(), self._committer.written
             try:
                 events = await self.read(after, _PAGE)
             except LogUnavailable:
@@ -91,8 +129,21 @@ class EventLog:
             if events:
                 after = events[-1].position
                 yield events
+                worked = clock() - began
+                if self._committer.written - written > _HOT * worked:
+                    await self._rest(_REST * worked, urgent)
             else:
                 await self._hints.wait(seen)
+
+    async def _rest(self, longest: float, urgent: Callable[[], bool]) -> None:
+        """Leave the processor to those who append, for as long as they go on like that."""
+        clock = asyncio.get_running_loop().time
+        end = clock() + longest
+        while clock() < end and not urgent():
+            began, written = clock(), self._committer.written
+            await asyncio.sleep(_SPACING)
+            if self._committer.written - written <= _HOT * (clock() - began):
+                return
 
     async def request(self, request: RequestId) -> tuple[Position, Position] | None:
         rows = await self._readers.fetch(
@@ -101,11 +152,52 @@ class EventLog:
         return (Position(rows[0][0]), Position(rows[0][1])) if rows else None
 
     async def position_at(self, moment: datetime) -> Position:
-        [(position,)] = await self._readers.fetch("SELECT vmorch.position_at(%s)", (moment,))
-        return Position(position)
+        while True:
+            [(position, archived)] = await self._readers.fetch(
+                "SELECT position, archived FROM vmorch.position_around(%s)", (moment,)
+            )
+            found = Position(position) if archived is None else await self._archives.position_at(archived, moment)
+            if found is not None:
+                return found
+
+    async def missing(self) -> list[str]:
+        return await self._archives.missing()
+
+    async def _read_old(self, after: Position, limit: int, until: Position) -> list[Recorded]:
+        """As `read`, where some events may be archived."""
+        while True:
+            found: list[Recorded] = []
+            at, moments = after, set[int]()
+            while at < until and len(found) < limit:
+                changes, archived = await self._archives.following(at, until)
+                moments.add(changes)
+                first, last = archived or (until + 1, until)
+                left = limit - len(found)
+                if at + 1 < first:
+                    end = Position(min(first - 1, until))
+                    changes, events = await marked(self._readers, _READ, (at, end, left), "position")
+                else:
+                    self._archived = max(self._archived, last)
+                    end = Position(min(last, until, at + left))
+                    changes, events = await self._archives.between(at, end)
+                moments.add(changes)
+                found += events
+                at = end
+            # an archive that was made or brought back between two of the questions: ask again
+            if len(moments) <= 1:
+                return found
 
 
-def _recorded(rows: list[Row]) -> list[Recorded]:
+async def marked(
+    readers: Readers, query: LiteralString, params: Sequence[object], order: LiteralString
+) -> tuple[int, list[Recorded]]:
+    """The events that a query selects, and how often any were archived or brought back by then."""
+    rows = await readers.fetch(_MARKED + query + ") AS e ON true ORDER BY e." + order, params)
+    return rows[0][0], recorded([row[1:] for row in rows if row[1] is not None])
+
+
+def recorded(rows: list[Row]) -> list[Recorded]:
+    """Events from their columns in the order of the table."""
     return [
         Recorded(
             position=position,

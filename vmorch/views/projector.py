@@ -20,6 +20,7 @@ from tenacity import retry, retry_if_exception, wait_random_exponential
 from vmorch.core.codec import Unreadable, decode
 from vmorch.core.ids import Position, Stream
 from vmorch.core.records import Recorded
+from vmorch.log.folding import uncollected
 from vmorch.log.interface import Log
 from vmorch.views.rows import Key, Row, Rows
 from vmorch.views.tables import TABLES, Model
@@ -45,16 +46,18 @@ def _upsert(table: Table) -> Insert:
 
 
 # made once: making one takes longer than carrying it out, on the loop that operations are driven from
-_UPSERTS = {model: _upsert(table) for model, table in TABLES.items()}
+UPSERTS = {model: _upsert(table) for model, table in TABLES.items()}
 
 
 class ProjectionStatus(Struct, frozen=True, kw_only=True):
-    """How far the read models are. `poisoned` names streams that stand still, and the event they stand at."""
+    """How far a follower of the log is. `poisoned` names streams that stand still, and the event they stand at;
+    `trouble` says why the whole follower does, if it does."""
 
     name: str
     position: Position
     head: Position
     poisoned: Mapping[Stream, str]
+    trouble: str = ""
 
 
 class Rebuilt(Struct, frozen=True, kw_only=True):
@@ -98,11 +101,11 @@ class Projector:
 
     async def run(self) -> None:
         """Follow the log, for ever; while log or database are away, wait."""
-        async for batch in self.log.follow(self.position):
+        async for batch in self.log.follow(self.position, self._asked.is_set):
             async with self._turn:
                 fresh = [record for record in batch if record.position > self._rows.fleet.position]
                 for record in fresh:
-                    _apply(self._rows, record, self.poisoned)
+                    take(self._rows, record, self.poisoned)
                 changed = self._rows.take()
                 if fresh:
                     await self._write(changed)
@@ -136,6 +139,10 @@ class Projector:
 
     async def rebuild(self) -> Rebuilt:
         """Replace every row by what the log says. Reads go on and see the old rows until all new ones are there."""
+        with uncollected():
+            return await self._rebuild()
+
+    async def _rebuild(self) -> Rebuilt:
         began = asyncio.get_running_loop().time()
         rows, poisoned = Rows(), dict[Stream, str]()
         every: dict[Key, Row | None] = {}
@@ -159,7 +166,7 @@ class Projector:
     ) -> None:
         while rows.fleet.position < until:
             for record in await self.log.read(rows.fleet.position, BATCH, until):
-                _apply(rows, record, poisoned)
+                take(rows, record, poisoned)
             if into is not None:
                 into.update(rows.take())
             # a long fold must not starve the loop that everything else runs on
@@ -184,7 +191,7 @@ class Projector:
             self._moved.notify_all()
 
 
-def _apply(rows: Rows, record: Recorded, poisoned: dict[Stream, str]) -> None:
+def take(rows: Rows, record: Recorded, poisoned: dict[Stream, str]) -> None:
     """Take a record, unless its stream stands still at one that cannot be read."""
     try:
         fact = decode(record)
@@ -212,8 +219,8 @@ def _store(connection: Connection, changed: dict[Key, Row | None], position: Pos
             connection.execute(delete(table).where(table.c.id.in_(gone[model])))
         rows = kept.get(model, [])
         for start in range(0, len(rows), CHUNK):
-            connection.execute(_UPSERTS[model], rows[start : start + CHUNK])
+            connection.execute(UPSERTS[model], rows[start : start + CHUNK])
     connection.execute(_CHECKPOINT, {"name": NAME, "position": position})
 
 
-__all__ = ["ProjectionStatus", "Projector", "Rebuilt"]
+__all__ = ["UPSERTS", "ProjectionStatus", "Projector", "Rebuilt", "take"]

@@ -1,11 +1,12 @@
 """Questions to the read models. Documents come back as the JSON text they were written as, undecoded."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from datetime import datetime
 from typing import TypeVar
 
 from msgspec import Struct
-from sqlalchemy import Select, select, tuple_
+from sqlalchemy import DateTime, Select, Text, cast, literal, select, text, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
@@ -13,7 +14,8 @@ from vmorch.core.ids import Position
 from vmorch.log.connections import in_time
 from vmorch.log.errors import LogUnavailable
 from vmorch.views.filters import Filters
-from vmorch.views.projector import ProjectionStatus, Projector, Rebuilt
+from vmorch.views.projector import NAME, ProjectionStatus, Projector, Rebuilt
+from vmorch.views.rows import Key, Row
 from vmorch.views.tables import TABLES, Model
 
 T = TypeVar("T")
@@ -47,6 +49,20 @@ class ReadModels:
 
         return Page(position=position, time=time, docs=await self._ask(read))
 
+    async def over(
+        self, model: Model, filters: Filters, limit: int, after: str | None, ended: datetime, but: Collection[str]
+    ) -> list[bytes]:
+        """At most `limit` operations or drains, newest first, that were over before `ended` and are not among `but`.
+
+        Nothing changes their documents any more once a VM, or the fleet, has forgotten them. Raises LogUnavailable.
+        """
+        query = _over_before(_query(model, filters, limit, after), model, ended, but)
+
+        async def read(connection: AsyncConnection) -> list[bytes]:
+            return [str(row.doc).encode() for row in (await connection.execute(query)).all()]
+
+        return await self._ask(read)
+
     async def row(self, model: Model, id: str) -> bytes | None:
         """The document with this id. Raises LogUnavailable."""
         table = TABLES[model]
@@ -66,6 +82,22 @@ class ReadModels:
                 return await question(connection)
         except (OperationalError, InterfaceError) as error:
             raise LogUnavailable(str(error.orig)) from error
+
+    async def everything(self) -> tuple[Position, dict[Key, Row]]:
+        """Every row of every model, and the position that they show, all of one moment. Raises LogUnavailable."""
+
+        async def read(connection: AsyncConnection) -> tuple[Position, dict[Key, Row]]:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            at = await connection.scalar(
+                text("SELECT position FROM vmorch.checkpoints WHERE projection = :name"), {"name": NAME}
+            )
+            found: dict[Key, Row] = {}
+            for model, table in TABLES.items():
+                rows = (await connection.execute(select(table))).mappings().all()
+                found |= {(model, str(row["id"])): dict(row) for row in rows}
+            return Position(at or 0), found
+
+        return await self._ask(read)
 
     async def settled(self, position: Position, seconds: float) -> bool:
         """Whether the models show everything up to `position` within that time."""
@@ -104,6 +136,12 @@ def _query(model: Model, filters: Filters, limit: int, after: str | None) -> Sel
     if filters.labels and "labels" in columns:
         query = query.where(columns.labels.contains(dict(filters.labels)))
     return query
+
+
+def _over_before(query: Select[tuple[str]], model: Model, ended: datetime, but: Collection[str]) -> Select[tuple[str]]:
+    columns = TABLES[model].c
+    over = cast(cast(columns.doc, JSONB)["ended_at"].astext, DateTime(timezone=True)) < ended
+    return query.where(columns.active.is_(False), over, columns.id != literal(list(but), ARRAY(Text)).all_())
 
 
 def _like(glob: str) -> str:

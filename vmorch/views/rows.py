@@ -4,6 +4,7 @@ The rows after any prefix of the log depend on that prefix alone, however it was
 makes a rebuild equal the live rows.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -70,7 +71,7 @@ class Rows:
         """Every row that changed since the last call, None for one that is gone."""
         changed: dict[Key, Row | None] = dict(self._finished)
         for model, id in self._dirty:
-            changed[(model, id)] = self._row(model, id)
+            changed[(model, id)] = row_of(self.fleet, model, id)
         self._dirty.clear()
         self._finished.clear()
         return changed
@@ -94,7 +95,7 @@ class Rows:
             self._dirty.add(key)
         else:
             self._dirty.discard(key)
-            self._finished[key] = self._row(*key)
+            self._finished[key] = row_of(self.fleet, *key)
 
     def _drain(self, id: DrainId) -> None:
         """The fleet forgets the drains that were over first; hosts are shown as draining while one is under way."""
@@ -106,7 +107,7 @@ class Rows:
             self._dirty.add(key)
         else:
             self._dirty.discard(key)
-            self._finished[key] = self._row(*key)
+            self._finished[key] = row_of(self.fleet, *key)
 
     def _host(self, id: HostId) -> None:
         self._dirty.add(("hosts", id))
@@ -136,52 +137,70 @@ class Rows:
             if pin and vm.spec and any(disk.image and disk.image.digest == pin.digest for disk in vm.spec.disks):
                 self._dirty.add(("vms", vm.id))
 
-    def _row(self, model: Model, id: str) -> Row | None:
-        fleet = self.fleet
-        match model:
-            case "vms":
-                # the fleet forgets the VMs that were deleted first
-                vm = fleet.vms.get(VmId(id))
-                if vm is None or vm.spec is None or vm.deleted_at is not None:
-                    return None
-                doc = vm_resource(fleet, vm)
-                return _made(id, doc, name=doc.name, host=doc.host, state=doc.state, labels=dict(doc.labels))
-            case "hosts":
-                host = host_resource(fleet, fleet.hosts[HostId(id)])
-                if host.state == "retired":
-                    return None
-                return _made(id, host, name=host.name, state=host.state, labels=dict(host.labels))
-            case "images":
-                image = fleet.images[ImageId(id)]
-                return None if image.removed else _made(id, image_resource(image), name=image.name)
-            case "tokens":
-                token = token_resource(fleet.tokens[id])
-                return _made(id, token, name=token.name, state="revoked" if token.revoked else "active")
-            case "drains":
-                drain = fleet.drains[DrainId(id)]
-                shown = drain_resource(fleet, drain)
-                return _made(
-                    id,
-                    shown,
-                    state=shown.state,
-                    actor=shown.actor,
-                    started=drain.started_at is not None,
-                    active=drain.running,
-                )
-            case "operations":
-                found = fleet.operation(OperationId(id))
-                assert found is not None
-                operation = operation_resource(fleet, *found)
-                return _made(
-                    id,
-                    operation,
-                    vm=operation.vm,
-                    vm_name=operation.vm_name,
-                    verb=operation.verb,
-                    state=operation.state,
-                    actor=operation.actor,
-                    active=found[1].outcome is None,
-                )
+
+def row_of(fleet: Fleet, model: Model, id: str) -> Row | None:
+    """What a model shows of one thing; None if it shows nothing of it."""
+    match model:
+        case "vms":
+            # the fleet forgets the VMs that were deleted first
+            vm = fleet.vms.get(VmId(id))
+            if vm is None or vm.spec is None or vm.deleted_at is not None:
+                return None
+            doc = vm_resource(fleet, vm)
+            return _made(id, doc, name=doc.name, host=doc.host, state=doc.state, labels=dict(doc.labels))
+        case "hosts":
+            host = host_resource(fleet, fleet.hosts[HostId(id)])
+            if host.state == "retired":
+                return None
+            return _made(id, host, name=host.name, state=host.state, labels=dict(host.labels))
+        case "images":
+            image = fleet.images[ImageId(id)]
+            return None if image.removed else _made(id, image_resource(image), name=image.name)
+        case "tokens":
+            token = token_resource(fleet.tokens[id])
+            return _made(id, token, name=token.name, state="revoked" if token.revoked else "active")
+        case "drains":
+            drain = fleet.drains[DrainId(id)]
+            shown = drain_resource(fleet, drain)
+            return _made(
+                id,
+                shown,
+                state=shown.state,
+                actor=shown.actor,
+                started=drain.started_at is not None,
+                active=drain.running,
+            )
+        case "operations":
+            found = fleet.operation(OperationId(id))
+            assert found is not None
+            operation = operation_resource(fleet, *found)
+            return _made(
+                id,
+                operation,
+                vm=operation.vm,
+                vm_name=operation.vm_name,
+                verb=operation.verb,
+                state=operation.state,
+                actor=operation.actor,
+                active=found[1].outcome is None,
+            )
+
+
+def ids_of(fleet: Fleet, model: Model) -> Iterable[str]:
+    """The things that a fleet remembers for a model."""
+    match model:
+        case "vms":
+            return fleet.vms
+        case "hosts":
+            return fleet.hosts
+        case "images":
+            return fleet.images
+        case "tokens":
+            return fleet.tokens
+        case "drains":
+            return (id for id, drain in fleet.drains.items() if drain.plan is not None)
+        case "operations":
+            return (id for id in fleet.operations if fleet.operation(id) is not None)
 
 
 def _made(id: str, doc: msgspec.Struct, **columns: Any) -> Row:

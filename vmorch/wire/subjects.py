@@ -3,7 +3,9 @@
 Must not connect to anything.
 """
 
-from vmorch.core.ids import HostId, VmId
+from urllib.parse import quote
+
+from vmorch.core.ids import HostId, Stream, VmId, split_stream
 
 
 def command(cluster: str, host: HostId) -> str:
@@ -61,3 +63,31 @@ def is_own_inbox(host: HostId, reply: str) -> bool:
     credential make the control plane publish where the credential itself may not."""
     prefix = inbox(host) + "."
     return reply.startswith(prefix) and "*" not in reply and ">" not in reply
+
+
+def published(cluster: str, at: Stream, kind: str) -> str:
+    """Where an event of a stream goes out, such as `vmorch.c.log.vm.ID.vm.renamed`; a kind keeps its own dots."""
+    aggregate, id = split_stream(at)
+    # an id of somebody else's making must not add words to the subject
+    word = quote(id, safe="").replace(".", "%2E")
+    return f"vmorch.{cluster}.log.{aggregate}.{word}.{kind}"
+
+
+def published_log(cluster: str) -> str:
+    """Every published event."""
+    return f"vmorch.{cluster}.log.>"
+
+
+def published_stream(cluster: str) -> str:
+    """The name of the JetStream stream that holds the published events."""
+    return f"vmorch-{cluster}"
+
+
+def publisher_inbox(cluster: str) -> str:
+    """The prefix of the publisher's reply subjects."""
+    return f"_INBOX_publisher_{cluster}"
+
+
+def reader_inbox(reader: str) -> str:
+    """The prefix of a reader's reply subjects."""
+    return f"_INBOX_reader_{reader}"

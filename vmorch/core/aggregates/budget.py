@@ -19,7 +19,7 @@ Selector = Annotated[dict[LabelKey, LabelValue], Meta(min_length=1, max_length=3
 # none at all would keep every host of the group from ever being drained
 MaxUnavailable = Annotated[int, Meta(ge=1, le=10_000)]
 
-CALM = frozenset({"resize", "tidy"})
+CALM = frozenset({"attach-volume", "backup", "detach-volume", "grow-disk", "resize", "tidy"})
 """Operations that a guest runs through without a break."""
 
 

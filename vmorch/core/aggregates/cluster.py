@@ -30,12 +30,23 @@ class Policy(Struct, frozen=True, kw_only=True):
     migrations: Limit = 32
 
 
+class Unsealed(Struct, frozen=True, kw_only=True):
+    """Why nothing more of the log is sealed: a stable code and the place, since a moment."""
+
+    code: str
+    detail: str
+    since: datetime
+
+
 class Cluster(Struct, frozen=True, kw_only=True):
-    """The cluster, folded from its stream. `authority` is the SHA-256 of the certificate that all hosts trust."""
+    """The cluster, folded from its stream. `authority` is the SHA-256 of the certificate that all hosts trust,
+    `log_key` the public key that the log's checkpoints are signed with."""
 
     version: int = 0
     policy: Policy = Policy()
     authority: str = ""
+    log_key: str = ""
+    unsealed: Unsealed | None = None
 
 
 class ClusterEvent(Event, frozen=True, kw_only=True):
@@ -66,6 +77,53 @@ class AuthorityAdopted(ClusterEvent, frozen=True, kw_only=True):
 
     def apply(self, cluster: Cluster, at: datetime) -> Cluster:
         return replace(cluster, authority=self.fingerprint)
+
+
+@message("cluster.log-key-announced")
+class LogKeyAnnounced(ClusterEvent, frozen=True, kw_only=True):
+    """After this event the log's checkpoints are signed by this key (`name+id+key`) and by no other.
+
+    The checkpoint that ends with this event is signed by the key before it, which vouches for this one so; `orphaned`:
+    that key is lost, and nobody does.
+    """
+
+    key: Annotated[str, Meta(max_length=300)]
+    orphaned: bool = False
+
+    def apply(self, cluster: Cluster, at: datetime) -> Cluster:
+        return replace(cluster, log_key=self.key)
+
+
+@message("cluster.sealing-stopped")
+class SealingStopped(ClusterEvent, frozen=True, kw_only=True):
+    """Nothing more of the log is sealed: the detail says what stands in the way, and where."""
+
+    code: str
+    detail: str
+
+    def apply(self, cluster: Cluster, at: datetime) -> Cluster:
+        return replace(cluster, unsealed=Unsealed(code=self.code, detail=self.detail, since=at))
+
+
+@message("cluster.sealing-resumed")
+class SealingResumed(ClusterEvent, frozen=True, kw_only=True):
+    """The log is sealed again."""
+
+    def apply(self, cluster: Cluster, at: datetime) -> Cluster:
+        return replace(cluster, unsealed=None)
+
+
+def announce_log_key(cluster: Cluster, key: str, *, orphaned: bool = False) -> list[ClusterEvent]:
+    """Let the log's checkpoints be signed by another key from now on."""
+    return [] if key == cluster.log_key else [LogKeyAnnounced(key=key, orphaned=orphaned)]
+
+
+def note_sealing(cluster: Cluster, refusal: tuple[str, str] | None) -> list[ClusterEvent]:
+    """Whether the log is sealed, or else what stands in the way; nothing if that is known."""
+    known = None if cluster.unsealed is None else (cluster.unsealed.code, cluster.unsealed.detail)
+    if refusal == known:
+        return []
+    return [SealingResumed() if refusal is None else SealingStopped(code=refusal[0], detail=refusal[1])]
 
 
 def adopt_authority(cluster: Cluster, fingerprint: str, *, instead: bool = False) -> list[ClusterEvent]:

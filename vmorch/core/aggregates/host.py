@@ -20,6 +20,7 @@ from vmorch.core.aggregates.certificate import (
     revoke,
 )
 from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import Stray
 from vmorch.core.ids import GiB, HostId, MiB, SessionId, VmId
 from vmorch.core.messages import Event, message
 from vmorch.core.spec import HostFacts, Labels, VmSpec
@@ -103,6 +104,9 @@ class Host(Struct, frozen=True, kw_only=True):
     overcommit: Overcommit = Overcommit()
     reservations: Mapping[VmId, Reservation] = {}
     unmanaged: tuple[str, ...] = ()
+    strays: tuple[Stray, ...] = ()
+    """Directories that nobody owned when it was asked last, at `strays_at`."""
+    strays_at: datetime | None = None
     invitation: str | None = None
     invitation_expires: datetime | None = None
     enrolled_by: str | None = None
@@ -306,6 +310,8 @@ class OvercommitSet(HostEvent, frozen=True, kw_only=True):
 class UnmanagedSeen(HostEvent, frozen=True, kw_only=True):
     """Domains stand on the host that vmorch did not make; they are listed and never touched."""
 
+    unasked = True
+
     domains: tuple[str, ...]
 
     def apply(self, host: Host, at: datetime) -> Host:
@@ -366,6 +372,16 @@ def uncordon(host: Host) -> list[HostEvent]:
     if host.cordoned is None:
         raise Rejected("already-so", f"{host.name} is not cordoned")
     return [HostUncordoned()]
+
+
+@message("host.strays-found")
+class StraysFound(HostEvent, frozen=True, kw_only=True):
+    """The host looked through its directories for some that nobody owns, and found these."""
+
+    strays: tuple[Stray, ...]
+
+    def apply(self, host: Host, at: datetime) -> Host:
+        return replace(host, strays=self.strays, strays_at=at)
 
 
 def reserve(host: Host, vm: VmId, asked: Reservation) -> list[HostEvent]:

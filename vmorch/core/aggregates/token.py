@@ -1,5 +1,6 @@
 """An API token: who its bearer is and what he may do. The secret itself is never recorded, only its hash."""
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import ClassVar, Literal
 
@@ -8,6 +9,7 @@ from msgspec.structs import replace
 
 from vmorch.core.errors import Rejected
 from vmorch.core.messages import Event, message
+from vmorch.core.sealed import Sealed
 
 Role = Literal["viewer", "auditor", "operator", "admin"]
 
@@ -21,13 +23,15 @@ RANK: dict[Role, frozenset[Role]] = {
 
 
 class Token(Struct, frozen=True, kw_only=True):
-    """A token, folded from its stream. `name` becomes the actor of every event its bearer causes."""
+    """A token, folded from its stream. `name` becomes the actor of every event its bearer causes; `holder` says who it
+    is, and is sealed."""
 
     id: str
     name: str = ""
     version: int = 0
     role: Role = "viewer"
     hash: str = ""
+    holder: Sealed = Sealed("")
     created_at: datetime | None = None
     expires: datetime | None = None
     revoked: bool = False
@@ -49,16 +53,24 @@ class TokenEvent(Event, frozen=True, kw_only=True):
 
 @message("token.created")
 class TokenCreated(TokenEvent, frozen=True, kw_only=True):
-    """A token with this name and role exists; `hash` is the SHA-256 of its secret."""
+    """A token with this name and role exists; `hash` is the SHA-256 of its secret. `holder` is the person behind the
+    name, sealed."""
 
     name: str
     role: Role
     hash: str
     expires: datetime | None = None
+    holder: Sealed = Sealed("")
 
     def apply(self, token: Token, at: datetime) -> Token:
         return replace(
-            token, name=self.name, role=self.role, hash=self.hash, expires=self.expires, created_at=at
+            token,
+            name=self.name,
+            role=self.role,
+            hash=self.hash,
+            expires=self.expires,
+            holder=self.holder,
+            created_at=at,
         )
 
 
@@ -68,6 +80,17 @@ class TokenRevoked(TokenEvent, frozen=True, kw_only=True):
 
     def apply(self, token: Token, at: datetime) -> Token:
         return replace(token, revoked=True)
+
+
+@message("token.audit-read")
+class AuditRead(TokenEvent, frozen=True, kw_only=True):
+    """The token's bearer read what reads are recorded of: a path of the API, and what was asked there."""
+
+    what: str
+    query: Mapping[str, str] = {}
+
+    def apply(self, token: Token, at: datetime) -> Token:
+        return token
 
 
 def revoke(token: Token) -> list[TokenEvent]:

@@ -4,6 +4,7 @@
 but `active`. Must not know any particular operation.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar
@@ -14,7 +15,8 @@ from msgspec.structs import replace
 from vmorch.core.aggregates.host import Host
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import AwaitReady, Failed, Observed, Power, StartDomain
-from vmorch.core.ids import HostId, MiB, OperationId, VmId, stream
+from vmorch.core.ids import BackupId, HostId, MiB, OperationId, VmId, stream
+from vmorch.core.layers import Tree
 from vmorch.core.messages import Command, Event, HostCommand, message
 from vmorch.core.operation import (
     Change,
@@ -29,6 +31,7 @@ from vmorch.core.operation import (
     step_failed,
     step_over,
 )
+from vmorch.core.snapshot import Schedule, Snapshot
 from vmorch.core.spec import Labels, VmSpec
 
 KEPT_OPERATIONS = 20
@@ -54,7 +57,9 @@ class Operation(Struct, frozen=True, kw_only=True):
     message: str = ""
     ended_at: datetime | None = None
     pause: float | None = None
-    """Seconds that the guest stood still while it was carried to another host."""
+    """Seconds that the guest stood still for it."""
+    frozen: float | None = None
+    """Seconds that the guest's file systems were held at rest for it."""
 
 
 class Drift(Struct, frozen=True, kw_only=True):
@@ -79,7 +84,10 @@ class Frozen(Struct, frozen=True, kw_only=True):
 
 
 class Vm(Struct, frozen=True, kw_only=True):
-    """A VM, folded from its stream. `traces` are hosts besides its own where something of it may be left."""
+    """A VM, folded from its stream. `traces` are hosts besides its own where something of it may be left.
+
+    `layers` holds the tree of each disk that was ever split; `number` is the last one given to a layer or snapshot.
+    """
 
     id: VmId
     name: str = ""
@@ -104,6 +112,14 @@ class Vm(Struct, frozen=True, kw_only=True):
     operations: Mapping[OperationId, Operation] = {}
     traces: frozenset[HostId] = frozenset()
     frozen: Frozen | None = None
+    layers: Mapping[str, Tree] = {}
+    snapshots: Mapping[str, Snapshot] = {}
+    number: int = 0
+    schedule: Schedule | None = None
+    backup: BackupId | None = None
+    """The last backup that was made of it. Its writes are noted since then, unless `unnoted` tells why not; only its
+    host can tell for certain."""
+    unnoted: str = ""
 
     def pending(self) -> dict[str, tuple[int, int]]:
         """What was asked but is not in force before the next start: field -> (in force, asked)."""
@@ -238,17 +254,25 @@ class StepDone(OperationEvent, frozen=True, kw_only=True):
     already: bool = False
     observed: Observed | None = None
     pause: float | None = None
-    """Seconds that the guest stood still on its way."""
+    frozen: float | None = None
 
     def advance(self, operation: Operation, at: datetime) -> Operation:
         if self.pause is not None:
             operation = replace(operation, pause=self.pause)
+        if self.frozen is not None:
+            operation = replace(operation, frozen=self.frozen)
         if operation.steps[self.index].judged and not self.undo:
             return replace(operation, progress=step_over(operation.progress, self.index, None))
         return replace(operation, progress=step_done(operation.progress, self.index, undo=self.undo))
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
-        return _see_step(super().apply(vm, at), self.operation, self.index, self.observed, at)
+        after = super().apply(vm, at)
+        late = vm.operations.get(self.operation)
+        if late is not None and late.outcome == "stuck" and not self.undo:
+            # it ends nothing any more, but the same answer must not count twice
+            done = replace(late, progress=step_done(late.progress, self.index, undo=False))
+            after = replace(after, operations={**after.operations, self.operation: done})
+        return _see_step(after, self.operation, self.index, self.observed, at)
 
 
 @message("vm.step-failed")
@@ -332,6 +356,8 @@ class OperationFinished(OperationEvent, frozen=True, kw_only=True):
 class VmObserved(VmEvent, frozen=True, kw_only=True):
     """The VM's host saw a change that no step of an operation accounts for."""
 
+    unasked = True
+
     host: HostId
     observed: Observed
 
@@ -342,6 +368,8 @@ class VmObserved(VmEvent, frozen=True, kw_only=True):
 @message("vm.drifted")
 class VmDrifted(VmEvent, frozen=True, kw_only=True):
     """The domain's configuration on its host is not what the log says; empty when it is again."""
+
+    unasked = True
 
     host: HostId
     drift: tuple[Drift, ...]
@@ -385,6 +413,12 @@ def boot(vm: VmId, spec: VmSpec, host: HostId, undo: HostCommand | None = None) 
         return (started,)
     ready = AwaitReady(vm=vm, ready=spec.ready, nics=spec.nics)
     return (started, step(host, ready, keep=True, deadline=spec.ready.within + 15))
+
+
+def mac_address(vm: VmId, index: int) -> str:
+    """The MAC address of a VM's n-th card: the same for ever, in QEMU's 52:54:00 range."""
+    tail = hashlib.sha256(f"{vm}/{index}".encode()).digest()
+    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in tail[:3])
 
 
 def admit(vm: Vm, command: VmCommand, host: Host, plan: Callable[[], Plan] | None = None) -> Plan:

@@ -1,13 +1,12 @@
 """Create a VM: promise capacity, bring the image, make disks and seed, define, start, wait until it is up."""
 
-import hashlib
 from ipaddress import ip_address, ip_interface
 from typing import Annotated
 
 from msgspec import Meta, Struct
 
 from vmorch.core.aggregates.host import CapacityReleased, CapacityReserved, Host, Reservation
-from vmorch.core.aggregates.vm import VmCreated, VmDeleted, boot
+from vmorch.core.aggregates.vm import VmCreated, VmDeleted, boot, mac_address
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import (
     CreateDisk,
@@ -22,6 +21,7 @@ from vmorch.core.hostcommands import (
 from vmorch.core.ids import GiB, VmId, stream
 from vmorch.core.messages import Command, message
 from vmorch.core.operation import Plan, Step, change, step
+from vmorch.core.sealed import size as text_size
 from vmorch.core.spec import (
     ADDRESS_PATTERN,
     CIDR_PATTERN,
@@ -88,12 +88,6 @@ class CreateVm(Command, frozen=True, kw_only=True):
     start: bool = True
 
 
-def mac_address(vm: VmId, index: int) -> str:
-    """The MAC address of a VM's n-th card: the same for ever, in QEMU's 52:54:00 range."""
-    tail = hashlib.sha256(f"{vm}/{index}".encode()).digest()
-    return "52:54:00:" + ":".join(f"{byte:02x}" for byte in tail[:3])
-
-
 def spec_of(command: CreateVm, vm: VmId, image: ImagePin) -> VmSpec:
     """What the command asks for, in full. Raises Rejected `bad-spec`."""
     max_vcpus = command.max_vcpus or command.vcpus
@@ -106,7 +100,7 @@ def spec_of(command: CreateVm, vm: VmId, image: ImagePin) -> VmSpec:
     size = command.disk or least
     if size < least:
         raise Rejected("bad-spec", f"disk {size} GiB is smaller than the image, which needs {least} GiB")
-    if len(command.user_data.encode()) + sum(len(key.encode()) for key in command.ssh_keys) > MAX_SEED:
+    if text_size(command.user_data) + sum(len(key.encode()) for key in command.ssh_keys) > MAX_SEED:
         raise Rejected("bad-spec", f"user_data and ssh_keys together exceed {MAX_SEED // 1024} KiB")
     for each in command.nics:
         _check_addresses(each)

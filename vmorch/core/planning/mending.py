@@ -6,13 +6,16 @@ Must not touch a VM that an operation works on, and must not ask a host again an
 from datetime import datetime, timedelta
 
 from vmorch.core.aggregates.host import Host
+from vmorch.core.aggregates.layering import LAYERING, reductions, unsettled
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import HostId, OperationId, VmId, stream
 from vmorch.core.operation import Change
+from vmorch.core.operations.delete_snapshot import ForgetSnapshots
 from vmorch.core.planning.acts import Act, Because
-from vmorch.core.planning.admission import admit_settling, admit_tidying
+from vmorch.core.planning.admission import Who, admit_scheduled, admit_settling, admit_tidying
 
+LEFT_OVER = Who(actor="system", reason="left over by a change of its layers that got stuck")
 AGAIN = timedelta(seconds=60)
 """When something that did not help is tried again, though nothing is known to have changed."""
 
@@ -55,13 +58,27 @@ class TidyVm(MendVm, frozen=True):
         return admit_tidying(fleet, fleet.vms[self.vm], self.host, operation=operation)
 
 
-Mending = SettleVm | TidyVm
+class MergeSpare(MendVm, frozen=True):
+    """Merge layers of this VM that no snapshot needs: a deletion got stuck on its way."""
+
+    def because(self, fleet: Fleet) -> Because:
+        return Because(actor=LEFT_OVER.actor, reason=LEFT_OVER.reason)
+
+    def decided(self, fleet: Fleet, operation: OperationId) -> tuple[Change, ...]:
+        merge = ForgetSnapshots(snapshots=())
+        return admit_scheduled(fleet, fleet.vms[self.vm], merge, operation=operation, who=LEFT_OVER)
+
+
+Mending = SettleVm | TidyVm | MergeSpare
 
 
 def mend(fleet: Fleet, now: datetime) -> list[Mending]:
     """What can be done now. At most one thing for each VM."""
     found: list[Mending] = []
     for vm in fleet.vms.values():
+        if vm.active is None and vm.layers and vm.frozen is None and _can_merge(fleet, vm, now):
+            found.append(MergeSpare(vm.id))
+            continue
         if vm.active is not None or not (vm.traces or vm.frozen):
             continue
         if vm.frozen is not None:
@@ -90,6 +107,16 @@ def _can_tidy(fleet: Fleet, vm: Vm, id: HostId, now: datetime) -> bool:
     ended = tried[-1].ended_at if tried else None
     assert host is not None
     return ended is None or now - ended >= AGAIN or (host.since is not None and host.since > ended)
+
+
+def _can_merge(fleet: Fleet, vm: Vm, now: datetime) -> bool:
+    # a schedule merges by itself
+    if vm.schedule is not None or vm.host is None or vm.deleted_at is not None or not unsettled(vm):
+        return False
+    ended = next(each.ended_at for each in reversed(list(vm.operations.values())) if each.verb in LAYERING)
+    rested = ended is not None and now - ended >= AGAIN
+    able = vm.power in ForgetSnapshots.needs and _answers(fleet.hosts.get(vm.host))
+    return rested and able and next(reductions(vm), None) is not None
 
 
 def _answers(host: Host | None) -> bool:

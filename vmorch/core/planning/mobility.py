@@ -134,6 +134,8 @@ def _between(view: ClusterView, vm: Vm, source: Host, destination: Host, command
     if here is None or there is None:
         return []
     found = [*_storage(vm, here, there, command), *_machine(vm, here, there, command)]
+    if vm.spec is not None and vm.spec.sealed_for in view.erased:
+        found.append("its user data was erased and cannot be written there")
     if not _encrypted(source, destination) and not view.policy.clear_migration and _travels(vm, command):
         bare = [host.name for host in (source, destination) if not host.encrypts]
         found.append(f"no certificate on {' and '.join(bare)}, and guests must travel encrypted")
@@ -152,6 +154,11 @@ def _storage(vm: Vm, here: HostFacts, there: HostFacts, command: MigrateVm) -> l
     shared = [disk.name for disk in vm.spec.disks if disk.storage == "shared"]
     if local and not command.copy_disks:
         found.append(f"disk {', '.join(local)} is on the source's local storage (--copy-disks carries it along)")
+    lent = [disk.name for disk in vm.spec.disks if disk.storage == "local" and disk.home is not None]
+    if lent and command.copy_disks:
+        found.append(f"{', '.join(lent)} is a volume on the source's local storage: detach it")
+    if local and command.copy_disks and (vm.snapshots or any(len(vm.layers.get(name, ())) > 1 for name in local)):
+        found.append("its snapshots are on the source's local storage, and a copy of its disks would be without them")
     if shared and here.shared_id != there.shared_id:
         found.append(f"disk {', '.join(shared)} is on a shared storage that it does not see")
     if (here.local_dir, here.shared_dir) != (there.local_dir, there.shared_dir):

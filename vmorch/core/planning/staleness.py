@@ -14,15 +14,18 @@ from vmorch.core.aggregates import vm as vms
 from vmorch.core.aggregates.budget import BudgetCreated, BudgetDeleted
 from vmorch.core.aggregates.cluster import PolicySet
 from vmorch.core.aggregates.drain import DrainPlan, DrainStarted
+from vmorch.core.aggregates.erasure import SubjectErased
 from vmorch.core.aggregates.host import Host, Reservation
 from vmorch.core.aggregates.passage import VmMigrated, VmResolved
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.codec import Fact
 from vmorch.core.fleet import Fleet, name_held
 from vmorch.core.ids import DrainId, HostId, Position, Stream, VmId, split_stream
+from vmorch.core.operations.delete_snapshot import DeleteSnapshot
 from vmorch.core.operations.evict import EvictionSet
 from vmorch.core.operations.label import VmLabelled
 from vmorch.core.operations.resize import VmResized
+from vmorch.core.operations.take_snapshot import SnapshotVm
 from vmorch.core.planning.drain import digest_of
 
 
@@ -45,6 +48,8 @@ class Touch(Struct, frozen=True, kw_only=True):
 
 ARRIVING = frozenset({vms.VmCreated.kind, VmMigrated.kind, VmLabelled.kind})
 """What can touch a plan though it is told of a VM that the plan does not have."""
+HARMLESS = frozenset({SnapshotVm.verb, DeleteSnapshot.verb})
+"""Operations after which a VM is where it was and what it was: those of schedules would make every plan stale."""
 
 
 def may_touch(plan: DrainPlan) -> Callable[[Stream, str], bool]:
@@ -104,7 +109,14 @@ class _Decided:
                 return self._drain(DrainId(id), fact)
             case "cluster":
                 return "" if isinstance(fact.event, PolicySet) else None
+            case "audit":
+                return "" if isinstance(fact.event, SubjectErased) and self._erases(fact.event.key_of) else None
         return None
+
+    def _erases(self, subject: Stream) -> bool:
+        """Whether a VM of the plan cannot be moved any more because its user data was sealed for this subject."""
+        planned = (self.fleet.vms.get(id) for id in self.on)
+        return any(vm is not None and vm.spec is not None and vm.spec.sealed_for == subject for vm in planned)
 
     def _vm(self, id: VmId, fact: Fact) -> str | None:
         event = fact.event
@@ -120,7 +132,7 @@ class _Decided:
             return None
         match event:
             case vms.OperationStarted(verb=verb):
-                return verb
+                return None if verb in HARMLESS else verb
             case vms.VmObserved(observed=seen):
                 now = seen.power in ("running", "paused")
                 return seen.power if now != self.on[id] else None

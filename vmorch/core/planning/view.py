@@ -1,6 +1,6 @@
 """What a planner may know: hosts and VMs at one log position, nothing that changes while it thinks."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
@@ -10,12 +10,12 @@ from vmorch.core.aggregates.drain import Drain
 from vmorch.core.aggregates.host import Host
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.fleet import Fleet
-from vmorch.core.ids import HostId, Position
+from vmorch.core.ids import HostId, Position, Stream
 
 
 class ClusterView(Struct, frozen=True, kw_only=True):
     """The cluster as of `position`. `visiting` are VMs of other hosts that are on their way to a host, or that may have
-    left something running there. `drains` are those under way."""
+    left something running there. `drains` are those under way, `erased` the subjects whose keys are destroyed."""
 
     position: Position
     hosts: tuple[Host, ...]
@@ -24,6 +24,7 @@ class ClusterView(Struct, frozen=True, kw_only=True):
     visiting: Mapping[HostId, tuple[Vm, ...]] = {}
     budgets: tuple[Budget, ...] = ()
     drains: tuple[Drain, ...] = ()
+    erased: Collection[Stream] = ()
 
     def neighbours(self, host: HostId) -> tuple[Vm, ...]:
         """Everything that a VM on that host would have beside it, now or soon."""
@@ -47,4 +48,5 @@ def view_of(fleet: Fleet) -> ClusterView:
         visiting={host: tuple(vms) for host, vms in visiting.items()},
         budgets=tuple(budget for budget in fleet.budgets.values() if not budget.deleted),
         drains=tuple(drain for drain in fleet.drains.values() if drain.running),
+        erased=fleet.erasures.subjects.keys(),
     )

@@ -8,12 +8,11 @@ from vmorch.core.aggregates.budget import CreateBudget
 from vmorch.core.drain_resources import budget_resource
 from vmorch.edge import answers, requests
 from vmorch.edge.calls import Call
-from vmorch.edge.routes.reading import settle
+from vmorch.edge.routes.reading import state
 
 
 async def list_budgets(call: Call) -> Response:
-    await settle(call)
-    fleet, given = call.fleet, call.request.query_params
+    fleet, given = await state(call), call.request.query_params
     wanted, after, limit = given.get("name", "*"), given.get("after", ""), requests.limit(call.request)
     found = [each for each in fleet.budgets.values() if not each.deleted and fnmatchcase(each.name, wanted)]
     later = sorted((each for each in found if f"{each.name}/{each.id}" > after), key=lambda each: each.name)
@@ -23,7 +22,7 @@ async def list_budgets(call: Call) -> Response:
 
 
 async def show_budget(call: Call) -> Response:
-    fleet = call.fleet
+    fleet = await state(call)
     budget = fleet.budgets.get(call.path("ref")) or fleet.find_budget(call.path("ref"))
     return answers.single("Budget", budget_resource(fleet, budget), answers.as_of(fleet))
 

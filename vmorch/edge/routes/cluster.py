@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Literal
 
@@ -9,13 +10,17 @@ import msgspec
 from msgspec import Struct
 from starlette.responses import Response
 
+from vmorch.core.backup_resources import backup_resource
 from vmorch.core.fleet import Fleet
+from vmorch.core.ids import Position, Stream
+from vmorch.core.operations.delete_backup import DeleteBackup
 from vmorch.core.planning.draining import draining
 from vmorch.core.planning.maintaining import maintaining
-from vmorch.core.resources import cluster_resource, host_resource, vm_resource
+from vmorch.core.resources import cluster_resource, host_resource, vm_state
 from vmorch.edge import answers, requests
 from vmorch.edge.calls import Call, Services
-from vmorch.edge.routes.reading import settle
+from vmorch.edge.ports import ProjectionStatus
+from vmorch.edge.routes.reading import basis, state
 from vmorch.engine.handle import PolicyChange
 from vmorch.log.errors import LogUnavailable
 
@@ -33,12 +38,23 @@ class Check(Struct, frozen=True, kw_only=True):
     hint: str = ""
 
 
+class LiveState(Struct, frozen=True, kw_only=True):
+    """How far the state is that commands are decided on, as a follower of the log like any other."""
+
+    name: str = "live-state"
+    position: Position
+    head: Position
+    poisoned: Mapping[Stream, str]
+    trouble: str = ""
+
+
 async def healthz(call: Call) -> Response:
     return answers.document("Health", {"status": "ok", "version": call.services.settings.version})
 
 
 async def status(call: Call) -> Response:
-    services, fleet = call.services, call.fleet
+    services = call.services
+    fleet = await basis(call)
     head: int | None = None
     lag: int | None = None
     try:
@@ -57,7 +73,7 @@ async def status(call: Call) -> Response:
         "incarnation": services.log.incarnation,
         "head": head,
         "hosts": dict(hosts),
-        "vms": dict(Counter(vm_resource(fleet, vm).state for vm in living)),
+        "vms": dict(Counter(vm_state(fleet, vm) for vm in living)),
         "operations": sum(vm.active is not None for vm in living),
         "clearMigration": fleet.cluster.policy.clear_migration,
         "projectionLag": lag,
@@ -68,8 +84,8 @@ async def status(call: Call) -> Response:
 
 
 async def show_cluster(call: Call) -> Response:
-    await settle(call)
-    return answers.single("Cluster", cluster_resource(call.fleet), answers.as_of(call.fleet))
+    fleet = await state(call)
+    return answers.single("Cluster", cluster_resource(fleet), answers.as_of(fleet))
 
 
 async def set_policy(call: Call) -> Response:
@@ -78,7 +94,16 @@ async def set_policy(call: Call) -> Response:
 
 
 async def projections(call: Call) -> Response:
-    return answers.plain_listing("Projection", await call.services.models.status())
+    return answers.plain_listing("Projection", await _followers(call.services))
+
+
+async def _followers(services: Services) -> list[ProjectionStatus]:
+    control = services.control
+    live = LiveState(position=control.fleet.position, head=await services.log.head(), poisoned=dict(control.poisoned))
+    found: list[ProjectionStatus] = [*await services.models.status(), live]
+    if services.published is not None:
+        found.append(await services.published.status())
+    return found
 
 
 async def rebuild(call: Call) -> Response:
@@ -91,11 +116,13 @@ async def doctor(call: Call) -> Response:
     services, fleet = call.services, call.fleet
     checks = [
         *await _log(services),
+        *await _seals(services),
         *_bus(services),
         *_hosts(fleet),
         *_certificates(fleet, services.now()),
         *_vms(fleet),
         *_undertakings(fleet, services.now()),
+        *_backups(fleet),
         _images(services),
         *_tokens(call),
     ]
@@ -106,23 +133,41 @@ async def _log(services: Services) -> list[Check]:
     try:
         async with asyncio.timeout(services.settings.answer):
             head = await services.log.head()
-            projected = await services.models.status()
+            projected, missing = await _followers(services), await services.log.missing()
     except (LogUnavailable, TimeoutError) as error:
         why = str(error) or f"Postgres is silent for {services.settings.answer:g} s"
         return [Check(check="log", state="fail", detail=why, hint="is Postgres running?")]
     found = [Check(check="log", state="ok", detail=f"Postgres answers, head at {head}")]
-    live = head - services.control.fleet.position
-    found.append(
-        Check(check="live state", state="ok" if live < LAG else "warn", detail=f"{max(live, 0)} events behind")
-    )
+    if missing:
+        detail = f"{missing[0]}; {len(missing)} in all" if len(missing) > 1 else missing[0]
+        found.append(
+            Check(check="archives", state="fail", detail=detail, hint="on the server: vmorch server archive list")
+        )
     for each in projected:
         lag = max(head - each.position, 0)
         poisoned = len(each.poisoned)
-        state: Literal["ok", "warn", "fail"] = "fail" if poisoned else "warn" if lag >= LAG else "ok"
-        detail = f"{lag} events behind" + (f", {poisoned} streams cannot be read" if poisoned else "")
+        state: Literal["ok", "warn", "fail"] = "fail" if poisoned or each.trouble else "warn" if lag >= LAG else "ok"
+        detail = f"{lag} events behind" + (f", {poisoned} streams stand still" if poisoned else "")
+        detail += f": {each.trouble}" if each.trouble else ""
         hint = "vmorch projection status" if state != "ok" else ""
         found.append(Check(check=f"projection {each.name}", state=state, detail=detail, hint=hint))
     return found
+
+
+async def _seals(services: Services) -> list[Check]:
+    stopped = services.control.fleet.cluster.unsealed
+    if stopped is not None:
+        detail = f"not sealed since {stopped.since:%Y-%m-%d %H:%M:%S} UTC: {stopped.detail}"
+        return [Check(check="seals", state="fail", detail=detail, hint=f"vmorch explain {stopped.code}")]
+    try:
+        async with asyncio.timeout(services.settings.answer):
+            last, head = await services.seals.last(), await services.log.head()
+    except (LogUnavailable, TimeoutError):
+        return []  # the check of the log says so
+    behind = head - (0 if last is None else last.size)
+    state: Literal["ok", "warn"] = "ok" if behind < LAG else "warn"
+    hint = "is a server leading?" if behind >= LAG else ""
+    return [Check(check="seals", state=state, detail=f"{behind} events are not sealed", hint=hint)]
 
 
 def _bus(services: Services) -> list[Check]:
@@ -190,6 +235,23 @@ def _vms(fleet: Fleet) -> list[Check]:
         if vm.active is None and vm.power in ("absent", "crashed") and vm.created_at is not None:
             detail = f"{vm.power}: {vm.power_reason}" if vm.power_reason else str(vm.power)
             found.append(Check(check=f"vm {vm.name}", state="fail", detail=detail, hint=hint))
+    return found
+
+
+def _backups(fleet: Fleet) -> list[Check]:
+    """Backups that are of no use, or that nobody gets rid of by waiting."""
+    found = []
+    running = [vm.operations[vm.active].verb for vm in fleet.vms.values() if vm.active is not None]
+    for backup in fleet.backups.values():
+        check, state, look = f"backup {backup.name}", backup_resource(fleet, backup).state, backup.verification
+        if look is not None and not look.ok:
+            detail = f"did not stand its verification: {look.why}"
+            hint = f"vmorch vm backup create {backup.vm_name}"
+            found.append(Check(check=check, state="fail", detail=detail, hint=hint))
+        if state == "unfinished" or (state == "deleting" and DeleteBackup.verb not in running):
+            detail = "its operation got stuck" if state == "unfinished" else "could not be deleted"
+            hint = f"vmorch backup delete {backup.name}"
+            found.append(Check(check=check, state="warn", detail=detail, hint=hint))
     return found
 
 

@@ -3,36 +3,56 @@
 import msgspec
 from starlette.responses import Response
 
+from vmorch.core.backup_resources import BackupDetail, BackupResource
 from vmorch.core.codes import CODES
+from vmorch.core.differences import Difference
 from vmorch.core.drain_resources import BudgetResource, DrainDetail, DrainResource
 from vmorch.core.errors import Rejected
 from vmorch.core.maintenance_resources import GroupResource, MaintenanceResource
 from vmorch.core.messages import COMMANDS, EVENTS, HOST_COMMANDS
+from vmorch.core.operations.rollback import Prospect
 from vmorch.core.resources import (
+    ActResource,
     ClusterResource,
     EventResource,
     HostResource,
     ImageResource,
     OperationResource,
+    SnapshotDetail,
+    SnapshotResource,
     TokenResource,
     VmResource,
+    WhyResource,
 )
+from vmorch.core.volume_resources import StrayResource, VolumeResource
 from vmorch.edge import answers
 from vmorch.edge.calls import Call
+from vmorch.engine.replay import Replayed
 
 RESOURCES: dict[str, type] = {
     "Vm": VmResource,
+    "Snapshot": SnapshotResource,
+    "SnapshotDetail": SnapshotDetail,
+    "Rollback": Prospect,
     "Host": HostResource,
     "Image": ImageResource,
     "Operation": OperationResource,
     "Token": TokenResource,
     "Cluster": ClusterResource,
     "Event": EventResource,
+    "Act": ActResource,
+    "Why": WhyResource,
     "Drain": DrainResource,
     "DrainDetail": DrainDetail,
     "Budget": BudgetResource,
     "Maintenance": MaintenanceResource,
     "MaintenanceGroup": GroupResource,
+    "Backup": BackupResource,
+    "BackupDetail": BackupDetail,
+    "Volume": VolumeResource,
+    "Stray": StrayResource,
+    "Difference": Difference,
+    "Replay": Replayed,
 }
 
 

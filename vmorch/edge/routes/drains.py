@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import datetime
 
 import msgspec
 from starlette.responses import Response
@@ -10,11 +11,12 @@ from starlette.responses import Response
 from vmorch.core.aggregates.drain import ActivateHost, ApplyPlan, Drain, PlanDrain
 from vmorch.core.drain_resources import DrainDetail, TouchResource, drain_detail
 from vmorch.core.errors import Rejected
+from vmorch.core.fleet import Fleet
 from vmorch.core.ids import DrainId
 from vmorch.core.planning.draining import draining
 from vmorch.edge import answers, requests, streams
 from vmorch.edge.calls import Call, Services
-from vmorch.edge.routes.reading import page, settle
+from vmorch.edge.routes.reading import basis, dry, moment_of, page, state
 
 PAUSE = 0.2
 """Seconds between two lines to a watcher: what happens meanwhile is one line."""
@@ -26,16 +28,20 @@ async def list_drains(call: Call) -> Response:
 
 
 async def show_drain(call: Call) -> Response:
-    await settle(call)
-    services, at = call.services, answers.as_of(call.fleet)
-    drain = await _find(services, call.path("id"))
-    touched = await services.control.drains.touches(drain) if drain.state == "planned" else []
+    fleet, drains = await state(call), call.services.control.drains
+    at = answers.as_of(fleet)
+    drain = await _find(call.services, call.path("id"), fleet)
+    touched = await drains.touches(drain, fleet) if drain.state == "planned" else []
     shown = [TouchResource(**msgspec.structs.asdict(each)) for each in touched]
-    return answers.single("Drain", _detail(services, drain, shown), at)
+    return answers.single("Drain", _detail(fleet, drain, moment_of(call, fleet), shown), at)
 
 
 async def plan_drain(call: Call) -> Response:
     command = await requests.body(call.request, PlanDrain)
+    if dry(call):
+        fleet = await basis(call)
+        drain = call.services.control.drains.foresee(command, call.caller, fleet)
+        return answers.single("Drain", _detail(fleet, drain, moment_of(call, fleet), []), answers.as_of(fleet))
     return answers.accepted(await call.services.control.drains.plan(command, call.caller))
 
 
@@ -58,25 +64,23 @@ async def activate_host(call: Call) -> Response:
 
 
 async def watch_drain(call: Call) -> Response:
-    drain = await _find(call.services, call.path("id"))
+    drain = await _find(call.services, call.path("id"), call.fleet)
     return streams.response(_watch(call.services, drain.id))
 
 
-async def _find(services: Services, ref: str) -> Drain:
-    fleet = services.control.fleet
+async def _find(services: Services, ref: str, fleet: Fleet) -> Drain:
     try:
         return fleet.find_drain(ref)
     except Rejected as refusal:
-        # the live state forgets drains that were over long ago; the log does not
-        past = await services.control.drains.past(ref) if refusal.code == "no-such-drain" else None
+        # the state forgets drains that were over long ago; the log does not
+        past = await services.control.drains.past(ref, fleet.position) if refusal.code == "no-such-drain" else None
         if past is None:
             raise
         return past
 
 
-def _detail(services: Services, drain: Drain, touched: list[TouchResource]) -> DrainDetail:
-    fleet = services.control.fleet
-    waits = draining(fleet, drain, services.now()).waits if drain.running else ()
+def _detail(fleet: Fleet, drain: Drain, now: datetime, touched: list[TouchResource]) -> DrainDetail:
+    waits = draining(fleet, drain, now).waits if drain.running else ()
     return drain_detail(fleet, drain, {wait.vm: wait.on for wait in waits}, touched)
 
 
@@ -92,7 +96,7 @@ async def _watch(services: Services, id: DrainId) -> AsyncIterator[bytes]:
                 drain = await services.control.drains.past(id)
                 if drain is None:
                     return
-            doc = answers.encode(_detail(services, drain, []))
+            doc = answers.encode(_detail(services.control.fleet, drain, services.now(), []))
             if doc != seen:
                 seen = doc
                 yield streams.message(doc, event="drain")

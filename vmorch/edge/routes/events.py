@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator
 from contextlib import aclosing
 from datetime import timedelta
 from fnmatch import fnmatchcase
-from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 from starlette.responses import Response
 
-from vmorch.core.aggregates import cluster as clusters
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet, name_held
-from vmorch.core.ids import Position, Stream, split_stream, stream
+from vmorch.core.ids import Position, Stream, split_stream
 from vmorch.core.records import Recorded
-from vmorch.core.resources import EventResource, veiled
+from vmorch.core.resources import EventResource
 from vmorch.edge import answers, requests, streams
 from vmorch.edge.calls import Call, Services
+from vmorch.edge.routes.reading import position_of
+from vmorch.engine.why import parent
 
 _SCANNED = 20_000
 """Events after which a request answers with what it has found, if it has found any, and a cursor."""
@@ -65,7 +65,9 @@ class Wanted(Struct, frozen=True, kw_only=True):
         )
 
 
-def event_resource(fleet: Fleet, record: Recorded) -> EventResource:
+def event_resource(
+    fleet: Fleet, record: Recorded, parent: Position | UnsetType | None = UNSET
+) -> EventResource:
     """An event as it was stored, with the name that its subject has now."""
     meta = _read_meta(record.meta)
     return EventResource(
@@ -74,7 +76,7 @@ def event_resource(fleet: Fleet, record: Recorded) -> EventResource:
         kind=record.kind,
         schema=record.schema,
         subject=record.stream,
-        subject_name=name_held(fleet, record.stream) or split_stream(record.stream)[1],
+        subject_name=named(fleet, record.stream),
         version=record.version,
         actor=meta.actor,
         reason=meta.reason,
@@ -82,13 +84,14 @@ def event_resource(fleet: Fleet, record: Recorded) -> EventResource:
         causation=meta.causation,
         correlation=meta.correlation,
         request=meta.request,
-        data=_shown(record.data),
+        data=msgspec.Raw(record.data),
+        parent=parent,
     )
 
 
-def _shown(data: bytes) -> Any:
-    """An event's fields as stored, but for what only a guest shall read."""
-    return veiled(msgspec.json.decode(data)) if b'"user_data"' in data else msgspec.Raw(data)
+def named(fleet: Fleet, at: Stream) -> str:
+    """The name that a stream's subject has now, or else its id."""
+    return name_held(fleet, at) or split_stream(at)[1]
 
 
 async def list_events(call: Call) -> Response:
@@ -105,7 +108,12 @@ async def list_events(call: Call) -> Response:
         found = found[:limit]
     else:
         found, next = await _scan(call.services, wanted, after, until, limit)
-    docs = [answers.encode(event_resource(call.fleet, each)) for each in found]
+    parents: list[Position | UnsetType | None] = [UNSET for _ in found]
+    if requests.flag(call.request, "causes"):
+        parents = [await parent(log, each, found) for each in found]
+    docs = [
+        answers.encode(event_resource(call.fleet, each, above)) for each, above in zip(found, parents, strict=True)
+    ]
     at = answers.at_position(head, call.fleet.recorded_at if call.fleet.position == head else None)
     return answers.listing("Event", docs, at, None if next is None else str(next))
 
@@ -115,7 +123,7 @@ async def _range(call: Call, head: Position) -> tuple[Position, Position]:
     log = call.services.log
     after = requests.position(call.request, "after") or Position(0)
     since, until = requests.moment(call.request, "since"), requests.moment(call.request, "until")
-    last = head
+    last = min(head, await position_of(call))
     if since is not None:
         # position_at counts events at the moment itself, which belong to "since" it
         after = max(after, await log.position_at(since - timedelta(microseconds=1)))
@@ -162,10 +170,13 @@ async def tail_events(call: Call) -> Response:
         after = Position(requests.whole_number(last, "Last-Event-ID"))
     if after is None:
         after = await call.services.log.head()
-    return streams.response(_tail(call.services, wanted, after))
+    causes = requests.flag(call.request, "causes") is True
+    # once the stream is open, what cannot be read could only be waited for
+    await call.services.log.read(after, 1)
+    return streams.response(_tail(call.services, wanted, after, causes=causes))
 
 
-async def _tail(services: Services, wanted: Wanted, after: Position) -> AsyncIterator[bytes]:
+async def _tail(services: Services, wanted: Wanted, after: Position, *, causes: bool) -> AsyncIterator[bytes]:
     batches = streams.lively(services.log.follow(after), services.stopping, services.settings.keepalive)
     async with aclosing(batches):
         async for batch in batches:
@@ -174,7 +185,8 @@ async def _tail(services: Services, wanted: Wanted, after: Position) -> AsyncIte
                 continue
             for record in batch:
                 if wanted.admits(record):
-                    event = event_resource(services.control.fleet, record)
+                    above = await parent(services.log, record, batch) if causes else UNSET
+                    event = event_resource(services.control.fleet, record, above)
                     yield streams.message(answers.encode(event), event="event", id=record.position)
 
 
@@ -182,7 +194,7 @@ def _wanted(call: Call) -> Wanted:
     given = call.request.query_params
     at = Stream(given["stream"]) if "stream" in given else None
     if "subject" in given:
-        at = _subject(call.fleet, given["subject"])
+        at = subject_stream(call.fleet, given["subject"])
     return Wanted(
         stream=at,
         kind=given.get("kind"),
@@ -192,23 +204,10 @@ def _wanted(call: Call) -> Wanted:
     )
 
 
-def _subject(fleet: Fleet, subject: str) -> Stream:
+def subject_stream(fleet: Fleet, subject: str) -> Stream:
     """The stream of `vm/NAME` and the like; an id names things that are gone as well. Raises Rejected."""
     kind, name = split_stream(subject)
     at = Stream(subject)
     if at in fleet.versions:
         return at
-    match kind:
-        case "vm":
-            return stream("vm", fleet.find_vm(name).id)
-        case "host":
-            return stream("host", fleet.find_host(name).id)
-        case "image":
-            return stream("image", fleet.find_image(name).id)
-        case "token":
-            return stream("token", fleet.find_token(name).id)
-        case "cluster":
-            return clusters.STREAM
-        case _:
-            known = "vm/NAME, host/NAME, image/NAME, token/NAME or cluster/policy"
-            raise Rejected("bad-request", f"subject must be {known}, not {subject!r}")
+    return fleet.find(kind, name)

@@ -13,7 +13,7 @@ from vmorch.core.spec import Name
 from vmorch.edge import answers, requests
 from vmorch.edge.calls import Call, Handler
 from vmorch.edge.ports import HostVerb
-from vmorch.edge.routes.reading import page, settle
+from vmorch.edge.routes.reading import page, state
 from vmorch.engine.authority import MAX_CSR
 from vmorch.engine.handle import ARGUMENTS
 
@@ -51,8 +51,7 @@ async def list_hosts(call: Call) -> Response:
 
 
 async def show_host(call: Call) -> Response:
-    await settle(call)
-    fleet = call.fleet
+    fleet = await state(call)
     host = fleet.hosts.get(HostId(call.path("ref"))) or fleet.find_host(call.path("ref"))
     return answers.single("Host", host_resource(fleet, host), answers.as_of(fleet))
 

@@ -21,7 +21,7 @@ from vmorch.core.spec import ImageFormat, Name, Sha256
 from vmorch.edge import answers, problems, requests, streams
 from vmorch.edge.calls import Call
 from vmorch.edge.images import Stored
-from vmorch.edge.routes.reading import caught_up, page, settle
+from vmorch.edge.routes.reading import caught_up, page, state
 
 logger = structlog.get_logger(__name__)
 
@@ -62,8 +62,7 @@ async def list_images(call: Call) -> Response:
 
 
 async def show_image(call: Call) -> Response:
-    await settle(call)
-    fleet = call.fleet
+    fleet = await state(call)
     image = fleet.images.get(ImageId(call.path("ref"))) or fleet.find_image(call.path("ref"))
     return answers.single("Image", image_resource(image), answers.as_of(fleet))
 

@@ -3,43 +3,45 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import datetime
 
 from starlette.responses import Response
 
 from vmorch.core.aggregates.maintenance import CancelMaintenance, Maintenance, StartMaintenance
 from vmorch.core.errors import Rejected
+from vmorch.core.fleet import Fleet
 from vmorch.core.maintenance_resources import GroupResource, MaintenanceResource, maintenance_resource
 from vmorch.core.planning.maintaining import maintaining
 from vmorch.edge import answers, requests, streams
 from vmorch.edge.calls import Call, Services
 from vmorch.edge.routes.drains import PAUSE
-from vmorch.edge.routes.reading import settle
+from vmorch.edge.routes.reading import basis, dry, moment_of, state
 
 
 async def list_maintenances(call: Call) -> Response:
-    await settle(call)
-    fleet, after, limit = call.fleet, call.request.query_params.get("after", ""), requests.limit(call.request)
+    fleet, after, limit = await state(call), call.request.query_params.get("after", ""), requests.limit(call.request)
     active = requests.flag(call.request, "active")
     found = sorted(fleet.maintenances.values(), key=lambda each: each.id, reverse=True)
     wanted = [each for each in found if active is None or each.running == active]
     later = [each for each in wanted if not after or each.id < after.rpartition("/")[2]]
-    docs = [answers.encode(_resource(call.services, each)) for each in later[: limit + 1]]
+    docs = [answers.encode(_resource(fleet, each, moment_of(call, fleet))) for each in later[: limit + 1]]
     page, next = answers.cursor(docs, limit)
     return answers.listing("Maintenance", page, answers.as_of(fleet), next)
 
 
 async def show_maintenance(call: Call) -> Response:
-    await settle(call)
-    at = answers.as_of(call.fleet)
-    found = await _find(call.services, call.path("id"))
-    return answers.single("Maintenance", _resource(call.services, found), at)
+    fleet = await state(call)
+    at = answers.as_of(fleet)
+    found = await _find(call.services, call.path("id"), fleet)
+    return answers.single("Maintenance", _resource(fleet, found, moment_of(call, fleet)), at)
 
 
 async def start_maintenance(call: Call) -> Response:
     command = await requests.body(call.request, StartMaintenance)
-    upkeep, fleet = call.services.control.upkeep, call.fleet
-    if not requests.flag(call.request, "dryRun"):
+    upkeep = call.services.control.upkeep
+    if not dry(call):
         return answers.accepted(await upkeep.start(command, call.caller))
+    fleet = await basis(call)
     groups = [
         GroupResource(
             hosts=tuple(fleet.hosts[host].name for host in each.hosts),
@@ -48,7 +50,7 @@ async def start_maintenance(call: Call) -> Response:
             estimate=each.plan.seconds,
             survivable=each.plan.survival.survivable,
         )
-        for each in upkeep.foresee(command)
+        for each in upkeep.foresee(command, fleet)
     ]
     fields = {"groups": groups, "position": fleet.position}
     return answers.document("MaintenancePlan", fields, position=fleet.position)
@@ -64,23 +66,23 @@ async def work_done(call: Call) -> Response:
 
 
 async def watch_maintenance(call: Call) -> Response:
-    found = await _find(call.services, call.path("id"))
+    found = await _find(call.services, call.path("id"), call.fleet)
     return streams.response(_watch(call.services, found))
 
 
-async def _find(services: Services, ref: str) -> Maintenance:
+async def _find(services: Services, ref: str, fleet: Fleet) -> Maintenance:
     try:
-        return services.control.fleet.find_maintenance(ref)
+        return fleet.find_maintenance(ref)
     except Rejected as refusal:
-        past = await services.control.upkeep.past(ref) if refusal.code == "no-such-maintenance" else None
+        unknown = refusal.code == "no-such-maintenance"
+        past = await services.control.upkeep.past(ref, fleet.position) if unknown else None
         if past is None:
             raise
         return past
 
 
-def _resource(services: Services, found: Maintenance) -> MaintenanceResource:
-    fleet = services.control.fleet
-    waits = maintaining(fleet, found, services.now()).waits if found.running else ()
+def _resource(fleet: Fleet, found: Maintenance, now: datetime) -> MaintenanceResource:
+    waits = maintaining(fleet, found, now).waits if found.running else ()
     return maintenance_resource(fleet, found, {wait.host: wait.on for wait in waits})
 
 
@@ -92,7 +94,7 @@ async def _watch(services: Services, found: Maintenance) -> AsyncIterator[bytes]
             if moved is None:
                 yield streams.KEEPALIVE
             found = services.control.fleet.maintenances.get(found.id, found)
-            doc = answers.encode(_resource(services, found))
+            doc = answers.encode(_resource(services.control.fleet, found, services.now()))
             if doc != seen:
                 seen = doc
                 yield streams.message(doc, event="maintenance")

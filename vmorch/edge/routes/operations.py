@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from datetime import datetime
 from typing import Any
 
+import msgspec
 from starlette.responses import Response
 
 from vmorch.core.aggregates.vm import Operation, Vm
@@ -15,7 +17,7 @@ from vmorch.core.ids import OperationId
 from vmorch.core.resources import operation_resource, vm_resource
 from vmorch.edge import answers, requests, streams
 from vmorch.edge.calls import Call, Services
-from vmorch.edge.routes.reading import page, settle
+from vmorch.edge.routes.reading import page, state
 from vmorch.engine.handle import Tuning
 
 
@@ -25,9 +27,8 @@ async def list_operations(call: Call) -> Response:
 
 
 async def show_operation(call: Call) -> Response:
-    await settle(call)
-    fleet = call.fleet
-    doc = await _doc(call.services, OperationId(call.path("id")))
+    fleet, id = await state(call), OperationId(call.path("id"))
+    doc = await (_doc_of_the_past(call.services, fleet, id) if call.of_the_past else _doc(call.services, id))
     return answers.single("Operation", doc, answers.as_of(fleet))
 
 
@@ -59,6 +60,22 @@ async def _doc(services: Services, id: OperationId) -> bytes:
     if doc is None:
         raise Rejected("no-such-operation", f"no operation has the id {id}", hint="vmorch op list")
     return doc
+
+
+async def _doc_of_the_past(services: Services, fleet: Fleet, id: OperationId) -> bytes:
+    found = fleet.operation(id)
+    if found is not None:
+        return answers.encode(operation_resource(fleet, *found))
+    # what its VM had forgotten by then was over before
+    doc = await services.models.row("operations", id)
+    ended = None if doc is None else msgspec.json.decode(doc, type=_Ended).ended_at
+    if doc is None or ended is None or fleet.recorded_at is None or ended >= fleet.recorded_at:
+        raise Rejected("no-such-operation", f"no operation had the id {id} then", hint="vmorch op list")
+    return doc
+
+
+class _Ended(msgspec.Struct, frozen=True):
+    ended_at: datetime | None
 
 
 async def _moves(services: Services, id: OperationId) -> AsyncIterator[bool]:

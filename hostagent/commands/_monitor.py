@@ -1,0 +1,191 @@
+"""Ask QEMU itself which files its guest's disks are on, and take back what a libvirt that died there left half done.
+
+libvirt tells what it believes. If its daemon is killed between QEMU's change and its own record of it, the two differ
+for ever, and whatever libvirt does next is done to the wrong file. Of a guest that runs QEMU's own word is the truth.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import libvirt_qemu
+import msgspec
+import structlog
+
+from hostagent.commands._aside import Call
+from hostagent.domain_xml import read_aliases
+from vmorch.core.errors import Rejected
+
+ANSWER_SECONDS = 20.0
+UNDO_SECONDS = 300.0
+_LOOK_EVERY = 0.02
+_OPTIONS = "json:"
+
+_log = structlog.get_logger(__name__)
+
+
+class Image(msgspec.Struct):
+    """An image as QEMU has it open, with the one below it."""
+
+    filename: str
+    below: "Image | None" = msgspec.field(name="backing-image", default=None)
+
+
+class _Inserted(msgspec.Struct):
+    node: str = msgspec.field(name="node-name")
+    image: Image
+
+
+class _Block(msgspec.Struct):
+    qdev: str = ""
+    inserted: _Inserted | None = None
+
+
+class _Blocks(msgspec.Struct):
+    blocks: list[_Block] = msgspec.field(name="return")
+
+
+class Bitmap(msgspec.Struct):
+    """Where a layer was written to since something that happened, as its QEMU notes it."""
+
+    name: str = ""
+    recording: bool = False
+    persistent: bool = False
+    inconsistent: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether nothing was written that it does not tell."""
+        return self.recording and self.persistent and not self.inconsistent
+
+
+class _Protocol(msgspec.Struct, frozen=True):
+    filename: str = ""
+
+
+class _Options(msgspec.Struct):
+    file: _Protocol = _Protocol()
+
+
+class _Node(msgspec.Struct):
+    node: str = msgspec.field(name="node-name", default="")
+    file: str = ""
+    driver: str = msgspec.field(name="drv", default="")
+    bitmaps: list[Bitmap] = msgspec.field(name="dirty-bitmaps", default_factory=list)
+
+    @property
+    def path(self) -> str:
+        """The file that it is on. One that was opened apart from what it stands on tells it among its options."""
+        if not self.file.startswith(_OPTIONS):
+            return self.file
+        try:
+            return msgspec.json.decode(self.file.removeprefix(_OPTIONS), type=_Options).file.filename
+        except msgspec.MsgspecError:
+            return ""
+
+
+class _Nodes(msgspec.Struct):
+    nodes: list[_Node] = msgspec.field(name="return")
+
+
+class _Job(msgspec.Struct):
+    id: str
+    status: str
+
+
+class _Jobs(msgspec.Struct):
+    jobs: list[_Job] = msgspec.field(name="return")
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What a guest's disk is on: the files, topmost first, and QEMU's name for the topmost one."""
+
+    files: tuple[str, ...]
+    node: str
+
+
+def written_by(domain: Any) -> dict[str, Written]:
+    """What each disk of an active domain is on, by its name. Raises Rejected `busy` if QEMU does not answer."""
+    names = {alias: name for name, alias in read_aliases(domain.XMLDesc(0)).items() if alias}
+    found: dict[str, Written] = {}
+    for block in _ask(domain, "query-block", _Blocks).blocks:
+        # such as /machine/peripheral/virtio-disk0/virtio-backend
+        name = next((names[part] for part in block.qdev.split("/") if part in names), None)
+        if name is not None and block.inserted is not None:
+            found[name] = Written(tuple(_files(block.inserted.image)), block.inserted.node)
+    return found
+
+
+def bitmaps_of(domain: Any) -> dict[str, tuple[tuple[Bitmap, ...], ...]]:
+    """What is noted of each disk of an active domain: the bitmaps of each of its layers, topmost first. Raises Rejected
+    `busy`, libvirtError."""
+    nodes = _ask(domain, "query-named-block-nodes", _Nodes, flat=True).nodes
+    noted = {each.file: tuple(each.bitmaps) for each in nodes if each.driver == "qcow2"}
+    return {disk: tuple(noted.get(file, ()) for file in found.files) for disk, found in written_by(domain).items()}
+
+
+def take_back(domain: Any, disk: str, top: Path, below: Path) -> bool:
+    """QEMU's guest writes to `below` again, which libvirt believes it does, and what it wrote to `top` is there.
+    Whether it did write to `top`.
+
+    Only for a `top` that libvirt does not know of. Raises Rejected `busy`, libvirtError.
+    """
+    written = written_by(domain).get(disk)
+    nodes = _ask(domain, "query-named-block-nodes", _Nodes, flat=True).nodes
+    lower = next((each.node for each in nodes if each.path == str(below) and each.driver == "qcow2"), "")
+    switched = written is not None and written.files[:2] == (str(top), str(below)) and bool(lower)
+    if switched:
+        assert written is not None
+        _log.warning("libvirt died while it took a snapshot; taking it back", disk=disk, layer=top.name)
+        job = f"vmorch-{disk}"
+        arguments = {"job-id": job, "device": written.node, "base-node": lower, "auto-dismiss": True}
+        _ask(domain, "block-commit", msgspec.Raw, **arguments)
+        ends = time.monotonic() + UNDO_SECONDS
+        while (status := _status(domain, job)) is not None:
+            if status == "ready":
+                _ask(domain, "job-complete", msgspec.Raw, id=job)
+            if time.monotonic() >= ends:
+                raise Rejected("busy", f"QEMU does not end the merge of {top.name}")
+            time.sleep(_LOOK_EVERY)
+        if written_by(domain)[disk].files[0] == str(top):
+            raise Rejected("libvirt-refused", f"QEMU could not merge {top.name} back")
+    let_go(domain, top)
+    return switched
+
+
+def let_go(domain: Any, file: Path) -> None:
+    """QEMU does not hold the file open, if no disk is on it."""
+    if any(str(file) in written.files for written in written_by(domain).values()):
+        return
+    nodes = _ask(domain, "query-named-block-nodes", _Nodes, flat=True).nodes
+    # the format stands on the protocol, so it goes first
+    for node in sorted((each for each in nodes if each.path == str(file)), key=lambda each: each.driver != "qcow2"):
+        _ask(domain, "blockdev-del", msgspec.Raw, **{"node-name": node.node})
+
+
+def _status(domain: Any, job: str) -> str | None:
+    return next((each.status for each in _ask(domain, "query-jobs", _Jobs).jobs if each.id == job), None)
+
+
+def _files(image: Image | None) -> Iterator[str]:
+    while image is not None:
+        yield image.filename
+        image = image.below
+
+
+def _ask(domain: Any, command: str, shape: Any, **arguments: Any) -> Any:
+    """QEMU's answer. libvirt serves one question of a domain at a time, so a QEMU that hangs could hang the asker."""
+    order = {"execute": command} | ({"arguments": arguments} if arguments else {})
+    call = Call(lambda: libvirt_qemu.qemuMonitorCommand(domain, json.dumps(order), 0))
+    if not call.over.wait(ANSWER_SECONDS):
+        raise Rejected("busy", "QEMU does not answer")
+    if call.error is not None:
+        raise call.error
+    if shape is msgspec.Raw:
+        return None
+    try:
+        return msgspec.json.decode(str(call.value), type=shape)
+    except msgspec.MsgspecError as error:
+        raise Rejected("libvirt-refused", f"QEMU's answer to {command} is not understood: {error}") from error

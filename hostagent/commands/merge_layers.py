@@ -1,0 +1,157 @@
+"""Merge a layer into the one below it, under the guest if it runs.
+
+The lower file is written to and the upper one is not, so that a merge can be broken off at any time and repeated: until
+it is over the guest reads the same through both. The one moment in which that is not so is the change to the lower file
+of the guest's own layer. It is made while the guest stands still, so that a host that loses power then has the same
+twice.
+"""
+
+from typing import Any
+
+import libvirt
+
+from hostagent import qemu_img
+from hostagent.commands._chain import Files, check, files_of, stack_named
+from hostagent.commands._defining import define, is_defined
+from hostagent.commands._domain import find, need, observe
+from hostagent.commands._host import Host
+from hostagent.commands._monitor import written_by
+from hostagent.commands._parking import park, unpark
+from hostagent.commands._registry import handles
+from hostagent.domain_xml import read_chains
+from hostagent.hypervisor import Expired, Scope, Withdrawn
+from hostagent.layout import delete_file
+from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import Done, MergeLayers
+from vmorch.core.layers import Merge, Stack, above
+
+_LOOK_EVERY, _LOOK_SOON, _SOON = 0.2, 0.005, 1.0
+
+
+def _reached(command: MergeLayers, host: Host) -> bool:
+    domain = find(host, command.vm)
+    if domain is None or not is_defined(host, domain, command.spec):
+        return False
+    if host.runs.of(command.vm).held or host.runs.of(command.vm).parked:
+        return False
+    stack = stack_named(command, command.disk)
+    files = files_of(host, command.vm, stack.disk)
+    return not files.of(command.top).exists() and all(
+        files.stands_on(layer, command.into) for layer in above(stack.tree, command.top)
+    )
+
+
+def _follow(command: MergeLayers, host: Host, scope: Scope) -> None:
+    """A guest that was halted for the change goes on; libvirt goes on with the copying by itself."""
+    domain = find(host, command.vm)
+    if domain is not None:
+        unpark(host, command.vm, domain, command.spec, command.next, scope)
+        _let_go_on(command, host, domain)
+
+
+@handles(MergeLayers, reached=_reached, follow=_follow)
+def merge_layers(command: MergeLayers, host: Host, scope: Scope) -> Done:
+    domain = need(host, command.vm)
+    unpark(host, command.vm, domain, command.spec, command.next, scope)
+    _let_go_on(command, host, domain)
+    if _reached(command, host):
+        return Done(observed=observe(host, domain), already=True)
+    stack = stack_named(command, command.disk)
+    files = files_of(host, command.vm, stack.disk)
+    check(
+        host,
+        command,
+        merging=Merge(command.top, command.into),
+        merged=command.disk,
+        changing=host.runs.of(command.vm).changing == _name(command),
+    )
+    scope.check()
+    active, chain = bool(domain.isActive()), read_chains(domain.XMLDesc(0)).get(command.disk, ("",))
+    top, into = str(files.of(command.top)), str(files.of(command.into))
+    if active and top in chain and not domain.blockJobInfo(command.disk, 0) and _did_merge(command, domain, top):
+        park(host, command.vm, domain, command.spec, command.next, scope)
+    elif active and top in chain:
+        _under_guest(command, host, domain, files, scope, active=chain[0] == top)
+    elif not _was_merged(command, stack, chain, into, active=active) and files.of(command.top).exists():
+        qemu_img.commit(files.of(command.top), files.of(command.into), scope)
+    _settle(command, host, domain, files, stack)
+    return Done(observed=observe(host, domain))
+
+
+def _did_merge(command: MergeLayers, domain: Any, top: str) -> bool:
+    """Whether QEMU has done it already, whatever libvirt believes."""
+    written = written_by(domain).get(command.disk)
+    return written is not None and top not in written.files
+
+
+def _was_merged(
+    command: MergeLayers, stack: Stack, chain: tuple[str, ...], into: str, *, active: bool
+) -> bool:
+    """Whether only the tidying is left. What the guest has written to the lower layer since must not be overwritten by
+    what it wrote to the upper one before."""
+    if stack.disk.layer == command.top:
+        return chain[0] == into
+    return active and into in chain
+
+
+def _settle(command: MergeLayers, host: Host, domain: Any, files: Files, stack: Stack) -> None:
+    """What stood on the upper layer stands on the lower one, and the upper one is gone."""
+    for layer in above(stack.tree, command.top):
+        if not files.stands_on(layer, command.into):
+            qemu_img.stand_on(files.of(layer), files.of(command.into), "qcow2")
+    define(host, command.vm, domain, command.spec)
+    delete_file(files.directory, files.of(command.top).name)
+    host.runs.change(command.vm, "")
+
+
+def _under_guest(
+    command: MergeLayers, host: Host, domain: Any, files: Files, scope: Scope, *, active: bool
+) -> None:
+    """Merge while a QEMU has the layers open. Raises Withdrawn, Expired once the merge was ended, Rejected."""
+    disk, top = command.disk, str(files.of(command.top))
+    if not domain.blockJobInfo(disk, 0):
+        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if active else 0
+        domain.blockCommit(disk, str(files.of(command.into)), top, 0, flags)
+    looked = 0.0
+    try:
+        while (job := domain.blockJobInfo(disk, 0)) and not (active and _is_ready(job)):
+            pause = _LOOK_SOON if looked < _SOON else _LOOK_EVERY
+            scope.pause(pause)
+            looked += pause
+    except (Withdrawn, Expired):
+        domain.blockJobAbort(disk, 0)
+        raise
+    if active and job:
+        _change_over(command, host, domain)
+    if top in read_chains(domain.XMLDesc(0)).get(disk, ()):
+        raise Rejected("libvirt-refused", f"the merge of layer {command.top} of {disk} ended without effect")
+
+
+def _name(command: MergeLayers) -> str:
+    return f"{command.disk}.{command.top}"
+
+
+def _is_ready(job: dict[str, Any]) -> bool:
+    return bool(job["cur"] == job["end"] and job["end"])
+
+
+def _change_over(command: MergeLayers, host: Host, domain: Any) -> None:
+    """The guest writes to the lower layer from now on."""
+    host.runs.change(command.vm, _name(command))
+    halted = observe(host, domain).power == "paused"
+    if not halted:
+        host.runs.hold(command.vm, True)
+        domain.suspend()
+    try:
+        domain.blockJobAbort(command.disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+    finally:
+        _let_go_on(command, host, domain)
+
+
+def _let_go_on(command: MergeLayers, host: Host, domain: Any) -> None:
+    """The guest goes on that we halted."""
+    if not host.runs.of(command.vm).held:
+        return
+    if domain.isActive() and observe(host, domain).power == "paused":
+        domain.resume()
+    host.runs.hold(command.vm, False)

@@ -1,0 +1,167 @@
+"""Have a guest go on above new layers, so that the ones below hold this moment; with its memory, if that is wanted.
+
+libvirt does it in one stroke for all disks and keeps no record of its own: that would hinder the domain from moving,
+and could not be gone back to. What a daemon left half done that died in the stroke is taken back before it is tried
+again.
+"""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import libvirt
+from lxml import etree
+
+from hostagent.commands import _memories
+from hostagent.commands._chain import Files, check, files_of, stack_named
+from hostagent.commands._defining import define, is_defined
+from hostagent.commands._domain import find, need, observe
+from hostagent.commands._freezing import Frozen, frozen, thaw
+from hostagent.commands._host import Host
+from hostagent.commands._monitor import take_back
+from hostagent.commands._registry import handles
+from hostagent.domain_xml import read_disks
+from hostagent.hypervisor import Scope
+from hostagent.layers import make_layer
+from hostagent.layout import delete_file, draft_of
+from hostagent.qcow2 import read_layer
+from vmorch.core.errors import Rejected
+from vmorch.core.hostcommands import Done, TakeSnapshot
+
+_ONE_STROKE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+
+
+def _reached(command: TakeSnapshot, host: Host) -> bool:
+    domain = find(host, command.vm)
+    return domain is not None and _is_above(command, host, domain) and is_defined(host, domain, command.spec)
+
+
+def _is_above(command: TakeSnapshot, host: Host, domain: Any) -> bool:
+    """Whether the guest writes to the new layers."""
+    found = read_disks(domain.XMLDesc(0))
+    return all(
+        found.get(files.disk.name) == str(files.of(command.next)) and files.stands_on(command.next, layer)
+        for files, layer in _pairs(command, host)
+    )
+
+
+def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
+    domain = find(host, command.vm)
+    if domain is None:
+        return
+    if not domain.isActive():
+        if not _is_above(command, host, domain):
+            _clear_empty(command, host)
+        return
+    _memories.outwait(domain, scope)
+    if command.freeze is not None:
+        thaw(domain)
+    _take_back(command, host, domain)
+
+
+@handles(TakeSnapshot, reached=_reached, follow=_follow)
+def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
+    domain = need(host, command.vm)
+    if _reached(command, host):
+        return Done(observed=observe(host, domain), already=True)
+    held: Frozen | None = None
+    if not _is_above(command, host, domain):
+        active = bool(domain.isActive())
+        if not active and command.memory is not None:
+            raise Rejected("libvirt-refused", "the domain is off and has no memory to keep")
+        if not active and command.freeze is not None:
+            raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
+        if active:
+            _take_back(command, host, domain)
+        check(host, command)
+        _clear(command, host)
+        scope.check()
+        if active:
+            held = _take(command, host, domain, scope)
+        else:
+            _split(command, host)
+    define(host, command.vm, domain, command.spec)
+    return Done(observed=observe(host, domain), frozen=None if held is None else held.seconds)
+
+
+def _pairs(command: TakeSnapshot, host: Host) -> Iterator[tuple[Files, int]]:
+    """Where each disk's layers are, with the one that is written to until now."""
+    for disk in command.spec.disks:
+        yield files_of(host, command.vm, disk), stack_named(command, disk.name).disk.layer
+
+
+def _take_back(command: TakeSnapshot, host: Host, domain: Any) -> None:
+    left = [pair for pair in _pairs(command, host) if pair[0].of(command.next).exists()]
+    believed = read_disks(domain.XMLDesc(0)) if left else {}
+    for files, layer in left:
+        if believed.get(files.disk.name) == str(files.of(layer)):
+            top = files.of(command.next)
+            if take_back(domain, files.disk.name, top, files.of(layer)):
+                # all that it holds is below now, where newer writes go
+                delete_file(top.parent, top.name)
+
+
+def _clear_empty(command: TakeSnapshot, host: Host) -> None:
+    """An attempt that was broken off leaves nothing that stands on the layer of a guest that is off."""
+    for files, _ in _pairs(command, host):
+        header = read_layer(files.of(command.next))
+        if header is not None and header.empty:
+            delete_file(files.directory, files.of(command.next).name)
+
+
+def _clear(command: TakeSnapshot, host: Host) -> None:
+    """Nothing is left of an attempt that came to nothing: the check found no data in it."""
+    for files, _ in _pairs(command, host):
+        name = files.of(command.next).name
+        delete_file(files.directory, name)
+        delete_file(files.directory, draft_of(name))
+
+
+def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Frozen | None:
+    if command.memory is not None:
+        path = _memories.make_room(host, command.vm, command.memory, domain)
+        # a guest that runs goes on until the last moment; one that is halted has no reason to
+        flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE if observe(host, domain).power == "running" else 0
+        try:
+            _stroke(domain, _xml(command, host, path), flags)
+        except libvirt.libvirtError:
+            # without the daemon nobody knows whether it was not just done
+            if host.link.is_alive():
+                _memories.drop(host, command.vm, command.memory)
+            raise
+        return None
+    block = nullcontext() if command.freeze is None else frozen(domain, command.freeze, scope)
+    with block as held:
+        _stroke(domain, _xml(command, host, None), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    return held
+
+
+def _stroke(domain: Any, xml: str, flags: int) -> None:
+    domain.snapshotCreateXML(xml, _ONE_STROKE | flags)
+
+
+def _xml(command: TakeSnapshot, host: Host, memory: Path | None) -> str:
+    snapshot = etree.Element("domainsnapshot")
+    etree.SubElement(snapshot, "name").text = f"vmorch-{command.next}"
+    if memory is not None:
+        etree.SubElement(snapshot, "memory", snapshot="external", file=str(memory))
+    disks = etree.SubElement(snapshot, "disks")
+    for files, _ in _pairs(command, host):
+        disk = etree.SubElement(disks, "disk", name=files.disk.name, snapshot="external", type="file")
+        etree.SubElement(disk, "driver", type="qcow2")
+        etree.SubElement(disk, "source", file=str(files.of(command.next)))
+    return etree.tostring(snapshot, encoding="unicode")
+
+
+def _split(command: TakeSnapshot, host: Host) -> None:
+    """New layers for a guest that is off: nobody writes, so it need not be one stroke."""
+    made: list[Path] = []
+    try:
+        for files, layer in _pairs(command, host):
+            made.append(files.of(command.next))
+            make_layer(files.of(command.next), files.of(layer))
+    except BaseException:
+        for path in made:
+            path.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,48 @@
+"""Make the files of disks and their layers: whole and durable, or not at all."""
+
+import os
+from pathlib import Path
+
+from hostagent import qemu_img
+from hostagent.layout import draft_of, make_directory, opened
+from hostagent.qcow2 import read_layer
+from vmorch.core.errors import Rejected
+from vmorch.core.spec import ImageFormat
+
+
+def make_disk(path: Path, size: int, base: Path | None, base_format: ImageFormat) -> None:
+    """The file is a new qcow2 image of `size` virtual bytes that holds nothing, over `base` if there is one.
+    Raises Rejected with qemu-img's own words."""
+    draft = path.with_name(draft_of(path.name))
+    draft.unlink(missing_ok=True)
+    try:
+        if base is None:
+            qemu_img.create_empty(draft, size)
+        else:
+            qemu_img.create_overlay(draft, size, base, base_format)
+        draft.chmod(0o600)
+        make_durable(path.parent, draft.name, path.name)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def make_layer(path: Path, below: Path) -> None:
+    """The file is a new layer, as large as the one that it stands on. Raises Rejected."""
+    header = read_layer(below)
+    if header is None:
+        raise Rejected("chain-drift", f"{below} is gone")
+    make_directory(path.parent)
+    make_disk(path, header.virtual_size, below, "qcow2")
+
+
+def make_durable(directory: Path, draft: str, final: str) -> None:
+    """The draft has its final name, also after a power cut."""
+    with opened(directory) as descriptor:
+        assert descriptor is not None
+        file = os.open(draft, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=descriptor)
+        try:
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.rename(draft, final, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+        os.fsync(descriptor)
