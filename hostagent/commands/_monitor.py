@@ -6,22 +6,26 @@ for ever, and whatever libvirt does next is done to the wrong file. Of a guest t
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
+import libvirt
 import libvirt_qemu
 import msgspec
 import structlog
 
 from hostagent.commands._aside import Call
-from hostagent.domain_xml import read_aliases
+from hostagent.domain_xml import read_aliases, read_disks
 from vmorch.core.errors import Rejected
 
 ANSWER_SECONDS = 20.0
 UNDO_SECONDS = 300.0
 _LOOK_EVERY = 0.02
 _OPTIONS = "json:"
+_PERIPHERAL = "/machine/peripheral/"
 
 _log = structlog.get_logger(__name__)
 
@@ -99,6 +103,10 @@ class _Jobs(msgspec.Struct):
     jobs: list[_Job] = msgspec.field(name="return")
 
 
+class _Deleted(msgspec.Struct):
+    device: str = ""
+
+
 class Written(msgspec.Struct, frozen=True):
     """What a guest's disk is on: the files, topmost first, and QEMU's name for the topmost one."""
 
@@ -163,6 +171,64 @@ def let_go(domain: Any, file: Path) -> None:
     # the format stands on the protocol, so it goes first
     for node in sorted((each for each in nodes if each.path == str(file)), key=lambda each: each.driver != "qcow2"):
         _ask(domain, "blockdev-del", msgspec.Raw, **{"node-name": node.node})
+
+
+def is_forgotten(domain: Any, file: Path) -> bool:
+    """Whether an active domain has the file open though libvirt names no disk on it. Raises Rejected `busy`,
+    libvirtError."""
+    if str(file) in read_disks(domain.XMLDesc(0)).values():
+        return False
+    return any(each.path == str(file) for each in _ask(domain, "query-named-block-nodes", _Nodes, flat=True).nodes)
+
+
+def take_out(domain: Any, file: Path, within: float, check: Callable[[], None]) -> None:
+    """The guest has no disk on a file that libvirt forgot, and QEMU does not hold it open. `check` is called while the
+    guest is waited for, at most `within` seconds.
+
+    Only for a file that libvirt does not know of. Raises Rejected `device-held`, `busy`, libvirtError.
+    """
+    device = _device_on(domain, file)
+    if device:
+        _log.warning("libvirt died while it plugged a disk in; taking it out", device=device, file=str(file))
+        with _deleted(domain) as told:
+            _ask(domain, "device_del", msgspec.Raw, id=device)
+            ends = time.monotonic() + within
+            # what libvirt was not told of yet it would take for the end of the next device of that name
+            while told.empty() or told.get() != device:
+                if time.monotonic() >= ends:
+                    raise Rejected("device-held", f"the guest did not let go of {file.name} within {within:g} s")
+                check()
+                time.sleep(_LOOK_EVERY)
+    let_go(domain, file)
+
+
+@contextmanager
+def _deleted(domain: Any) -> Iterator["SimpleQueue[str]"]:
+    """The devices of which QEMU says inside the block that they are gone, after libvirt was told the same."""
+    told: SimpleQueue[str] = SimpleQueue()
+    connection = domain.connect()
+    registered = libvirt_qemu.qemuMonitorEventRegister(connection, domain, "DEVICE_DELETED", _on_deleted, told)
+    try:
+        yield told
+    finally:
+        with suppress(libvirt.libvirtError):
+            libvirt_qemu.qemuMonitorEventDeregister(connection, registered)
+
+
+def _on_deleted(*said: Any) -> None:
+    details, told = said[-2:]
+    with suppress(msgspec.MsgspecError):
+        told.put(msgspec.json.decode(details, type=_Deleted).device)
+
+
+def _device_on(domain: Any, file: Path) -> str:
+    """QEMU's name for the device whose disk is on the file; empty if there is none."""
+    blocks: list[_Block] = _ask(domain, "query-block", _Blocks).blocks
+    for block in blocks:
+        if block.inserted is not None and block.inserted.image.filename == str(file):
+            # such as /machine/peripheral/virtio-disk0/virtio-backend
+            return block.qdev.removeprefix(_PERIPHERAL).split("/")[0]
+    return ""
 
 
 def _status(domain: Any, job: str) -> str | None:

@@ -10,6 +10,7 @@ from hostagent.commands._chain import check_topmost
 from hostagent.commands._defining import define, is_defined
 from hostagent.commands._domain import find, need, observe
 from hostagent.commands._host import Host
+from hostagent.commands._monitor import is_forgotten, take_out
 from hostagent.commands._qemu import check_held
 from hostagent.commands._registry import handles
 from hostagent.domain_xml import disk_device, read_aliases, read_disks
@@ -68,6 +69,8 @@ def _check_file(command: AttachDisk, host: Host, path: Path) -> None:
 
 
 def _plug(command: AttachDisk, host: Host, domain: Any, path: Path, scope: Scope) -> None:
+    if is_forgotten(domain, path):
+        take_out(domain, path, CONFIRMED_WITHIN, scope.check)
     with host.link.devices(command.vm) as told:
         domain.attachDeviceFlags(disk_device(command.name, path), libvirt.VIR_DOMAIN_AFFECT_LIVE)
         alias = read_aliases(domain.XMLDesc(0)).get(command.name, "")

@@ -5,6 +5,7 @@ the disk then stays in the configuration until the order comes again.
 """
 
 import time
+from pathlib import Path
 from queue import Empty
 from typing import Any
 
@@ -13,6 +14,7 @@ import libvirt
 from hostagent.commands._defining import define, is_defined
 from hostagent.commands._domain import find, observe
 from hostagent.commands._host import Host
+from hostagent.commands._monitor import is_forgotten, take_out
 from hostagent.commands._registry import handles
 from hostagent.commands.attach_disk import LOOK_EVERY
 from hostagent.domain_xml import disk_device, read_aliases, read_disks
@@ -25,11 +27,17 @@ def _reached(command: DetachDisk, host: Host) -> bool:
     domain = find(host, command.vm)
     if domain is None:
         return True
-    return is_defined(host, domain, command.spec) and not (domain.isActive() and _is_plugged(command, domain))
+    if not is_defined(host, domain, command.spec):
+        return False
+    return not domain.isActive() or not (_is_plugged(command, domain) or is_forgotten(domain, _path(command, host)))
 
 
 def _is_plugged(command: DetachDisk, domain: Any) -> bool:
     return command.disk.name in read_disks(domain.XMLDesc(0))
+
+
+def _path(command: DetachDisk, host: Host) -> Path:
+    return host.layout.disk(command.vm, command.disk)
 
 
 @handles(DetachDisk, reached=_reached)
@@ -40,14 +48,17 @@ def detach_disk(command: DetachDisk, host: Host, scope: Scope) -> Done:
     if _reached(command, host):
         return Done(observed=observe(host, domain), already=True)
     scope.check()
-    if domain.isActive() and _is_plugged(command, domain):
-        _unplug(command, host, domain, scope)
+    if domain.isActive():
+        if _is_plugged(command, domain):
+            _unplug(command, host, domain, scope)
+        elif is_forgotten(domain, _path(command, host)):
+            take_out(domain, _path(command, host), min(command.within, scope.remaining()), scope.check)
     define(host, command.vm, domain, command.spec)
     return Done(observed=observe(host, domain))
 
 
 def _unplug(command: DetachDisk, host: Host, domain: Any, scope: Scope) -> None:
-    name, path = command.disk.name, host.layout.disk(command.vm, command.disk)
+    name, path = command.disk.name, _path(command, host)
     alias = read_aliases(domain.XMLDesc(0)).get(name, "")
     with host.link.devices(command.vm) as told:
         try:

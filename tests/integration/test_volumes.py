@@ -9,8 +9,10 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from lxml import etree
 
 from deploy.lab.errors import LabError
+from deploy.lab.host_files import SHARED_DIR
 from tests.integration.lab_fixtures import Site, needs_guest, tiny_image, until
 
 pytestmark = [*needs_guest, pytest.mark.timeout(300)]
@@ -131,6 +133,31 @@ def test_a_volume_goes_from_one_running_guest_to_another_with_what_it_holds(gues
     guests.api.on_vm("two", "reboot", force=True)
     guests.up("two")
     assert (guests.read("two", "vdb"), guests.read("two", "vdc")) == (written, written)
+
+
+def test_a_disk_that_libvirt_forgot_while_it_plugged_it_in_is_plugged_in_once(guests: Guests) -> None:
+    run = guests.site.cli.run
+    run("volume", "create", "halfway", "--size", "1Gi")
+    host, vm = guests.site.host("hv-01"), str(guests.api.vm("one")["id"])
+    path = f"{SHARED_DIR}/vmorch/{guests.volume('halfway')['path']}"
+    # what QEMU has done when libvirtd is killed before it notes that
+    domain = etree.fromstring(str(host.run(["virsh", "dumpxml", vm]).stdout))
+    ports = {each.get("index") for each in domain.iterfind(".//controller[@model='pcie-root-port']")}
+    taken = {str(int(each.get("bus", "0"), 16)) for each in domain.iterfind(".//address[@type='pci']")}
+    for execute, arguments in (
+        ("blockdev-add", {"driver": "file", "filename": path, "node-name": "libvirt-9-storage"}),
+        ("blockdev-add", {"driver": "qcow2", "file": "libvirt-9-storage", "node-name": "libvirt-9-format"}),
+        ("device_add", {"driver": "virtio-blk-pci", "bus": f"pci.{min(ports - taken)}", "drive": "libvirt-9-format",
+                        "id": "virtio-disk1", "serial": "vdb"}),
+    ):  # fmt: skip
+        order = json.dumps({"execute": execute, "arguments": arguments})
+        assert "error" not in guests.site.virsh("hv-01", "qemu-monitor-command", vm, order)
+    until(lambda: guests.gib("one", "vdb") == 1, 20, "the disk in the guest")
+
+    run("volume", "attach", "halfway", "one")
+    until(lambda: guests.gib("one", "vdb") == 1, 10, "the disk in the guest")
+    run("volume", "detach", "halfway")
+    until(lambda: guests.gib("one", "vdb") == 0, 10, "the guest without the disk")
 
 
 @pytest.mark.parametrize("victim", ["agent", "libvirtd"])
