@@ -22,11 +22,13 @@ def upgrade() -> None:
         CREATE TABLE vmorch.checkpointed_states (
           fingerprint text NOT NULL, position bigint NOT NULL, place int NOT NULL,
           stream text COLLATE "C" NOT NULL, name text COLLATE "C" NOT NULL, state bytea NOT NULL,
+          over bytea NOT NULL,
           PRIMARY KEY (position, fingerprint, stream),
           FOREIGN KEY (fingerprint, position) REFERENCES vmorch.state_checkpoints ON DELETE CASCADE
         );
         -- it is compressed already, and compressing it again takes longer than all the rest
-        ALTER TABLE vmorch.checkpointed_states ALTER COLUMN state SET STORAGE EXTERNAL;
+        ALTER TABLE vmorch.checkpointed_states ALTER COLUMN state SET STORAGE EXTERNAL,
+          ALTER COLUMN over SET STORAGE EXTERNAL;
         CREATE INDEX ON vmorch.checkpointed_states (position, fingerprint, name) WHERE name <> '';
         GRANT SELECT ON vmorch.state_checkpoints, vmorch.checkpointed_states TO vmorch_app, vmorch_auditor;
         GRANT INSERT, DELETE ON vmorch.state_checkpoints, vmorch.checkpointed_states TO vmorch_app;

@@ -13,8 +13,10 @@ from test_views import append, engine_of, running
 from tests.core.histories import random_history
 from tests.core.world import History as Told
 from tests.integration.databases import Database
+from vmorch.core.aggregates.vm import StepDone
 from vmorch.core.fleet import Fleet
-from vmorch.core.ids import Position
+from vmorch.core.hostcommands import Observed
+from vmorch.core.ids import Position, stream
 from vmorch.core.resources import vm_resource
 from vmorch.core.states import Held, digest, read_row, row_of
 from vmorch.engine.checkpoints import Checkpoints
@@ -135,6 +137,36 @@ async def test_the_past_is_the_same_with_checkpoints_and_without(database: Datab
             found, expected = await marked.fleet(Position(at)), await plain.fleet(Position(at))
             assert digest(found) == digest(expected), at
             assert (found.position, found.recorded_at) == (expected.position, expected.recorded_at)
+
+
+async def test_lists_of_the_past_need_hardly_an_operation_that_is_over(
+    database: Database, event_log: EventLog
+) -> None:
+    told = random_history(26, 920)
+    over = [
+        (vm, each)
+        for vm in told.fleet.vms.values()
+        for each in vm.operations.values()
+        if vm.deleted_at is None and each.outcome is not None and each.steps and each.steps[0].host == vm.host
+    ]
+    # what a host says of an operation after its end still tells of the VM
+    late, operation = over[0]
+    seen = Observed(power="crashed", reason="told late", vcpus=1)
+    told.record(stream("vm", late.id), StepDone(operation=operation.id, index=0, observed=seen))
+    end = Position(len(told.facts))
+    await append(event_log, told.facts)
+    async with store_of(database) as store:
+        await Checkpoints(History(event_log, store), store, every=300).catch_up()
+        lacking = 0
+        for at in (300, 301, 477, 600, 899, end):
+            whole = await History(event_log, None).fleet(Position(at))
+            part = await History(event_log, store).standing(Position(at))
+            for model in ("vms", "hosts", "images", "tokens"):
+                assert rows_of(part, model, Filters()) == rows_of(whole, model, Filters()), (at, model)
+            lacking += sum(len(whole.vms[id].operations) - len(vm.operations) for id, vm in part.vms.items())
+        assert list(part.vms[late.id].operations) == list(whole.vms[late.id].operations)
+    assert part.vms[late.id].power == "crashed"
+    assert lacking > 20
 
 
 async def test_one_vm_of_the_past_is_found_without_the_others(database: Database, event_log: EventLog) -> None:

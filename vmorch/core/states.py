@@ -1,6 +1,7 @@
 """The state of everything as rows, and back: what a checkpoint of the state holds.
 
-A row is one living thing, compressed JSON of its state; the frame is what the fleet knows besides. `FINGERPRINT` tells
+A row is one living thing, compressed JSON of its state, of a VM without the operations that are over, which lie beside
+it because few questions need them; the frame is what the fleet knows besides. `FINGERPRINT` tells
 apart states of different code: what another version wrote is ignored, never misread. Must not read or write anything.
 """
 
@@ -13,6 +14,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from vmorch.core.aggregates import cluster as clusters
 from vmorch.core.aggregates import erasure
@@ -25,7 +27,7 @@ from vmorch.core.aggregates.host import Host
 from vmorch.core.aggregates.image import Image
 from vmorch.core.aggregates.maintenance import Maintenance
 from vmorch.core.aggregates.token import Token
-from vmorch.core.aggregates.vm import Vm
+from vmorch.core.aggregates.vm import KEPT_OPERATIONS, Operation, Vm
 from vmorch.core.aggregates.volume import Volume
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import DrainId, OperationId, Position, Stream, VmId, split_stream
@@ -67,11 +69,12 @@ class Held(Struct, frozen=True):
 
 
 class StateRow(Struct, frozen=True):
-    """One thing's state as bytes."""
+    """One thing's state as bytes; `over` are the operations of a VM that are over, empty if there are none."""
 
     stream: Stream
     name: str
     state: bytes
+    over: bytes = b""
 
 
 def _fingerprint() -> str:
@@ -87,6 +90,7 @@ _encode = msgspec.json.Encoder().encode
 _plain = msgspec.json.Encoder(order="deterministic").encode
 _decoders = {kind: msgspec.json.Decoder(type).decode for kind, (type, _) in KINDS.items()}
 _decoders |= {"cluster": msgspec.json.Decoder(Cluster).decode, "audit": msgspec.json.Decoder(Erasures).decode}
+_over = msgspec.json.Decoder(dict[OperationId, Operation]).decode
 _frame = msgspec.json.Decoder(Frame).decode
 
 
@@ -115,7 +119,12 @@ def frame_of(fleet: Fleet, poisoned: Mapping[Stream, str]) -> Frame:
 
 def row_of(each: Held) -> StateRow:
     """A thing's state as bytes. The order of its mappings is part of it: what is oldest is forgotten first."""
-    return StateRow(each.stream, each.name, zlib.compress(_encode(each.state), 1))
+    state, over = each.state, b""
+    if isinstance(state, Vm):
+        ended = {id: operation for id, operation in state.operations.items() if operation.outcome is not None}
+        state = replace(state, operations={id: state.operations[id] for id in state.operations.keys() - ended.keys()})
+        over = zlib.compress(_encode(ended), 1) if ended else b""
+    return StateRow(each.stream, each.name, zlib.compress(_encode(state), 1), over)
 
 
 def read_row(row: StateRow) -> Held:
@@ -124,7 +133,19 @@ def read_row(row: StateRow) -> Held:
         state = _decoders[split_stream(row.stream)[0]](zlib.decompress(row.state))
     except (zlib.error, msgspec.MsgspecError, KeyError) as error:
         raise ValueError(f"the state of {row.stream} cannot be read: {error}") from error
-    return Held(row.stream, row.name, state)
+    held = Held(row.stream, row.name, state)
+    return held if not row.over else Held(row.stream, row.name, remembering(state, row))
+
+
+def remembering(vm: Vm, row: StateRow) -> Vm:
+    """The VM with the operations besides its own that were over in a row of it. Raises ValueError if it holds none."""
+    try:
+        ended = _over(zlib.decompress(row.over)) if row.over else {}
+    except (zlib.error, msgspec.MsgspecError) as error:
+        raise ValueError(f"the operations of {row.stream} cannot be read: {error}") from error
+    # whichever it has itself are newer, and what is oldest is forgotten first
+    every = list({**ended, **vm.operations}.items())
+    return replace(vm, operations=dict(every[-KEPT_OPERATIONS:]))
 
 
 def pack_frame(frame: Frame) -> bytes:

@@ -69,12 +69,21 @@ class StateStore:
     async def states(self, at: Position, streams: Sequence[Stream] | None = None) -> list[StateRow]:
         """The states in the checkpoint at a position, all or those of some streams, in the order they were written."""
         query = (
-            "SELECT stream, name, state FROM vmorch.checkpointed_states"
+            "SELECT stream, name, state, over FROM vmorch.checkpointed_states"
             " WHERE position = %s AND fingerprint = %s AND (%s::text[] IS NULL OR stream = ANY(%s::text[]))"
             " ORDER BY place"
         )
         wanted = None if streams is None else list(streams)
         rows = await self._readers.fetch(query, (at, self._fingerprint, wanted, wanted))
+        return [StateRow(*row) for row in rows]
+
+    async def standing(self, at: Position) -> list[StateRow]:
+        """All states in the checkpoint at a position without what is over, in the order they were written."""
+        rows = await self._readers.fetch(
+            "SELECT stream, name, state FROM vmorch.checkpointed_states"
+            " WHERE position = %s AND fingerprint = %s ORDER BY place",
+            (at, self._fingerprint),
+        )
         return [StateRow(*row) for row in rows]
 
     async def of_kind(self, at: Position, kind: str) -> list[StateRow]:
@@ -84,7 +93,7 @@ class StateStore:
     async def called(self, at: Position, kind: str, ref: str) -> list[StateRow]:
         """The states in a checkpoint whose thing has this name, or an id that begins so."""
         rows = await self._readers.fetch(
-            "SELECT stream, name, state FROM vmorch.checkpointed_states"
+            "SELECT stream, name, state, over FROM vmorch.checkpointed_states"
             " WHERE position = %s AND fingerprint = %s AND name = %s AND name <> '' AND stream >= %s AND stream < %s",
             (at, self._fingerprint, ref, f"{kind}/", f"{kind}/{_LAST}"),
         )
@@ -95,7 +104,7 @@ class StateStore:
 
     async def _between(self, at: Position, low: str, high: str) -> list[StateRow]:
         rows = await self._readers.fetch(
-            "SELECT stream, name, state FROM vmorch.checkpointed_states"
+            "SELECT stream, name, state, over FROM vmorch.checkpointed_states"
             " WHERE position = %s AND fingerprint = %s AND stream >= %s AND stream < %s ORDER BY place",
             (at, self._fingerprint, low, high),
         )
@@ -132,13 +141,14 @@ class StateStore:
                 if written.rowcount == 0:
                     return False
                 copy = (
-                    "COPY vmorch.checkpointed_states (fingerprint, position, place, stream, name, state)"
+                    "COPY vmorch.checkpointed_states (fingerprint, position, place, stream, name, state, over)"
                     " FROM STDIN (FORMAT BINARY)"
                 )
                 async with connection.cursor() as cursor, cursor.copy(copy) as sink:
-                    sink.set_types(["text", "int8", "int4", "text", "text", "bytea"])
+                    sink.set_types(["text", "int8", "int4", "text", "text", "bytea", "bytea"])
                     for place, row in enumerate(rows):
-                        await sink.write_row((self._fingerprint, at, place, row.stream, row.name, row.state))
+                        values = (self._fingerprint, at, place, row.stream, row.name, row.state, row.over)
+                        await sink.write_row(values)
             return True
         except psycopg.OperationalError as error:
             raise LogUnavailable(str(error).strip()) from error

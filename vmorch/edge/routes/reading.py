@@ -100,7 +100,8 @@ async def page(call: Call, model: Model) -> tuple[list[bytes], answers.AsOf, str
 async def _page_of_the_past(
     call: Call, model: Model, wanted: Filters, limit: int, after: str | None
 ) -> tuple[list[bytes], answers.AsOf, str | None]:
-    fleet = await state(call)
+    history, at = call.services.history, await position_of(call)
+    fleet = await (history.fleet(at) if model in ("operations", "drains") else history.standing(at))
     rows = await asyncio.to_thread(rows_of, fleet, model, wanted, after)
     docs = [(str(row["id"]), str(row["doc"]).encode()) for row in rows[: limit + 1]]
     if model in ("operations", "drains") and fleet.recorded_at is not None:
