@@ -24,7 +24,7 @@ from tests.core.drains import (
 from tests.core.drive import drive
 from tests.core.world import WHO, History
 from vmorch.core.aggregates.cluster import Policy, PolicySet
-from vmorch.core.aggregates.drain import ActivateHost, Drain
+from vmorch.core.aggregates.drain import ActivateHost, Drain, DrainDiscarded
 from vmorch.core.aggregates.host import HostCordoned, HostLabelled, HostReachable, HostUncordoned, HostUnreachable
 from vmorch.core.aggregates.vm import VmObserved
 from vmorch.core.errors import Rejected
@@ -65,6 +65,23 @@ def ask(history: History, vm: VmId, command: StopVm | SetEviction) -> None:
 
 
 # the plan
+
+
+def test_a_plan_that_nobody_begins_is_forgotten_after_many_newer_ones(
+    history: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vmorch.core.fleet.KEPT_PLANS", 2)
+    vm_on(history, "db", "h1")
+    begun, *others = [DrainId(f"drain-{number}") for number in range(4)]
+    plan(history, "h1", drain=begun)
+    apply(history, begun)
+    for each in others:
+        plan(history, "h2", drain=each)
+    assert list(history.fleet.drains) == [begun, *others[1:]]
+    history.record(stream("drain", others[0]), DrainDiscarded())
+    assert list(history.fleet.drains) == [begun, *others[1:]]
+    plan(history, "h2", drain=others[0])
+    assert list(history.fleet.drains) == [begun, others[2], others[0]]
 
 
 def test_a_plan_says_where_how_and_why_for_each_vm(history: History) -> None:

@@ -84,6 +84,7 @@ async def test_a_list_of_the_past_is_the_list_that_was_shown_then(
     # so that a short history holds operations that were forgotten
     monkeypatch.setattr("vmorch.core.aggregates.vm.KEPT_OPERATIONS", 2)
     monkeypatch.setattr("vmorch.core.fleet.KEPT_DRAINS", 2)
+    monkeypatch.setattr("vmorch.core.fleet.KEPT_PLANS", 2)
     monkeypatch.setattr("vmorch.core.fleet.KEPT_DELETED", 2)
     told, chance = random_history(seed, 700), random.Random(seed)
     then = chance.randrange(300, 600)

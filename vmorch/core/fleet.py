@@ -15,7 +15,7 @@ from vmorch.core.aggregates import cluster as clusters
 from vmorch.core.aggregates.backup import Backup, BackupAbandoned, BackupBegun, BackupDeleted, BackupEvent
 from vmorch.core.aggregates.budget import Budget, BudgetCreated, BudgetDeleted, BudgetEvent
 from vmorch.core.aggregates.cluster import Cluster, ClusterEvent
-from vmorch.core.aggregates.drain import Drain, DrainEvent, MoveBegun
+from vmorch.core.aggregates.drain import Drain, DrainEvent, DrainPlanned, MoveBegun
 from vmorch.core.aggregates.erasure import ErasureEvent, Erasures
 from vmorch.core.aggregates.host import Host, HostCertified, HostEnrolled, HostEvent, HostInvited, HostRetired
 from vmorch.core.aggregates.image import Image, ImageAdded, ImageEvent, ImageRemoved
@@ -57,6 +57,10 @@ KEPT_DELETED = 1000
 KEPT_DRAINS = 100
 """How many drains, and how many maintenances, that are over the state remembers; the log has all."""
 
+KEPT_PLANS = 1000
+"""How many drains that were planned and never begun the state remembers. A plan is begun within moments or not at all:
+nobody decides about one while so many are made."""
+
 T = TypeVar("T", Vm, Host, Image, Token, Budget, Backup, Volume)
 AFTERMATH = frozenset({"settle", "tidy"})
 """Operations that nobody asked for: a migration before them is why."""
@@ -89,6 +93,7 @@ class Fleet:
         self._deleted: deque[VmId] = deque()
         self._over: deque[DrainId] = deque()
         self._through: deque[str] = deque()
+        self._planned: dict[DrainId, None] = {}
 
     def apply(self, fact: Fact) -> None:
         """Take the next fact. Facts of kinds that no aggregate knows only move the position on."""
@@ -161,9 +166,20 @@ class Fleet:
             self.volumes[id] = after
 
     def _drain(self, id: DrainId, event: DrainEvent, version: int, at: datetime) -> None:
-        drain = self.drains.get(id) or Drain(id=id)
+        known = self.drains.get(id)
+        if known is None and not isinstance(event, DrainPlanned):
+            # of a plan that was forgotten
+            return
+        drain = known or Drain(id=id)
         after = replace(event.apply(drain, at), version=version)
         self.drains[id] = after
+        if after.state == "planned":
+            self._planned[id] = None
+            if len(self._planned) > KEPT_PLANS:
+                forgotten = next(iter(self._planned))
+                del self._planned[forgotten], self.drains[forgotten]
+        else:
+            self._planned.pop(id, None)
         if isinstance(event, MoveBegun):
             self.causes[event.operation] = id
         if after.ended_at is not None and drain.ended_at is None:
@@ -206,6 +222,7 @@ class Fleet:
         other.versions, other.operations = dict(self.versions), dict(self.operations)
         other._deleted, other._over = deque(self._deleted), deque(self._over)
         other._through = deque(self._through)
+        other._planned = dict(self._planned)
         return other
 
     def ended(self) -> tuple[tuple[VmId, ...], tuple[DrainId, ...], tuple[str, ...]]:
@@ -216,6 +233,7 @@ class Fleet:
     def end(self, deleted: deque[VmId], over: deque[DrainId], through: deque[str]) -> None:
         """Take over what `ended` told of another fleet."""
         self._deleted, self._over, self._through = deleted, over, through
+        self._planned = {id: None for id, drain in self.drains.items() if drain.state == "planned"}
 
     def draining(self, host: HostId) -> DrainId | None:
         """The drain under way that empties the host."""

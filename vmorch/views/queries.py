@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import TypeVar
 
 from msgspec import Struct
-from sqlalchemy import DateTime, Select, Text, cast, literal, select, text, tuple_
+from sqlalchemy import ColumnElement, DateTime, Select, Text, and_, cast, literal, or_, select, text, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.exc import InterfaceError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -52,7 +52,8 @@ class ReadModels:
     async def over(
         self, model: Model, filters: Filters, limit: int, after: str | None, ended: datetime, but: Collection[str]
     ) -> list[bytes]:
-        """At most `limit` operations or drains, newest first, that were over before `ended` and are not among `but`.
+        """At most `limit` operations or drains, newest first, that were over before `ended` and are not among `but`;
+        drains also if they were planned before and never begun.
 
         Nothing changes their documents any more once a VM, or the fleet, has forgotten them. Raises LogUnavailable.
         """
@@ -140,7 +141,11 @@ def _query(model: Model, filters: Filters, limit: int, after: str | None) -> Sel
 
 def _over_before(query: Select[tuple[str]], model: Model, ended: datetime, but: Collection[str]) -> Select[tuple[str]]:
     columns = TABLES[model].c
-    over = cast(cast(columns.doc, JSONB)["ended_at"].astext, DateTime(timezone=True)) < ended
+    doc = cast(columns.doc, JSONB)
+    over: ColumnElement[bool] = cast(doc["ended_at"].astext, DateTime(timezone=True)) < ended
+    if model == "drains":
+        planned = cast(doc["planned_at"].astext, DateTime(timezone=True)) < ended
+        over = or_(over, and_(columns.state == "planned", planned))
     return query.where(columns.active.is_(False), over, columns.id != literal(list(but), ARRAY(Text)).all_())
 
 

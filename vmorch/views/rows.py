@@ -98,12 +98,15 @@ class Rows:
             self._finished[key] = row_of(self.fleet, *key)
 
     def _drain(self, id: DrainId) -> None:
-        """The fleet forgets the drains that were over first; hosts are shown as draining while one is under way."""
-        drain = self.fleet.drains[id]
+        """The fleet forgets the drains that were planned or over first, so their rows are made while they are known;
+        hosts are shown as draining while one is under way."""
+        drain = self.fleet.drains.get(id)
+        if drain is None:
+            return
         assert drain.plan is not None
         self._dirty |= {("hosts", host) for host in drain.plan.hosts if host in self.fleet.hosts}
         key: Key = ("drains", id)
-        if drain.ended_at is None:
+        if drain.running:
             self._dirty.add(key)
         else:
             self._dirty.discard(key)
