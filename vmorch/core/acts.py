@@ -7,15 +7,15 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.causes import STARTED, cause_of
 from vmorch.core.ids import OperationId, Position, RequestId, Stream
 from vmorch.core.records import Recorded
+from vmorch.core.value import Value
 
 
-class Act(Struct, frozen=True, kw_only=True):
+class Act(Value, frozen=True, kw_only=True):
     """One act at the position of its first event: who, what, to what, why.
 
     `what` is the verb of the operation that it began, or else the kind of the event; `details` are the operation's
@@ -34,14 +34,14 @@ class Act(Struct, frozen=True, kw_only=True):
     events: int = 1
 
 
-class _Meta(Struct, frozen=True):
+class _Meta(Value, frozen=True):
     actor: str = ""
     reason: str = ""
     request: RequestId | None = None
     fingerprint: str | None = None
 
 
-class _Begun(Struct, frozen=True):
+class _Begun(Value, frozen=True):
     operation: OperationId
     verb: str
     arguments: Any = None

@@ -6,11 +6,12 @@ was written since the one before it, its parent. Must not know where files are.
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from vmorch.core.ids import BackupId
 from vmorch.core.layers import Quality
 from vmorch.core.spec import DiskName, Name, Sha256, VmSpec
+from vmorch.core.value import Value
 
 BackupKind = Literal["full", "incremental"]
 VerifiedBy = Literal["compare", "boot"]
@@ -18,14 +19,14 @@ VerifiedBy = Literal["compare", "boot"]
 TargetId = Annotated[str, Meta(pattern=r"^[0-9a-f]{32}$(?!\n)")]
 
 
-class Target(Struct, frozen=True, kw_only=True):
+class Target(Value, frozen=True, kw_only=True):
     """A directory for backups: what its hosts call it, and its own id, by which they know that it is the same one."""
 
     name: Name
     id: TargetId
 
 
-class SavedDisk(Struct, frozen=True, kw_only=True):
+class SavedDisk(Value, frozen=True, kw_only=True):
     """One disk of a backup. `size` is the disk's and `bytes` what its file takes, both in bytes; `sha256` is of the
     file, and `content` of what the whole chain of backups restores to."""
 
@@ -36,7 +37,7 @@ class SavedDisk(Struct, frozen=True, kw_only=True):
     content: Sha256
 
 
-class Saved(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Saved(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What a host made. `why` tells why it is full although it might have been incremental."""
 
     backup: BackupId
@@ -49,7 +50,7 @@ class Saved(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return next((each for each in self.disks if each.name == name), None)
 
 
-class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Manifest(Value, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What lies beside the files of a backup, so that they can be understood without the log."""
 
     version: Literal[1] = 1

@@ -3,8 +3,6 @@
 from datetime import datetime
 from typing import Any
 
-from msgspec import Struct
-
 from vmorch.core.aggregates.backup import Backup, Verification, standing_on
 from vmorch.core.backup import BackupKind, SavedDisk
 from vmorch.core.fleet import Fleet
@@ -12,9 +10,10 @@ from vmorch.core.ids import BackupId, OperationId
 from vmorch.core.layers import Quality
 from vmorch.core.resources import shown
 from vmorch.core.spec import VmSpec
+from vmorch.core.value import Value
 
 
-class BackupResource(Struct, frozen=True, kw_only=True):
+class BackupResource(Value, frozen=True, kw_only=True):
     """A backup as people see it. `state` is taking, whole, unfinished (its operation got stuck) or deleting; a `kind`
     it has once it is whole, and `why` tells why it is full. `parent` is the backup that it stands on and `children`
     stand on it directly. `bytes` is what its files take, and `size` what its disks hold at most, both in bytes."""

@@ -7,15 +7,15 @@ from collections.abc import Iterable
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from vmorch.core.ids import Position
 from vmorch.core.records import Recorded
+from vmorch.core.value import Value
 
 STARTED = "vm.operation-started"
 
 
-class Cause(Struct, frozen=True):
+class Cause(Value, frozen=True):
     """What an event itself says of its causes."""
 
     causation: Position | None = None
@@ -23,7 +23,7 @@ class Cause(Struct, frozen=True):
     correlation: str | None = None
 
 
-class _Data(Struct, frozen=True):
+class _Data(Value, frozen=True):
     operation: Any = None
 
 

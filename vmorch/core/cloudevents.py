@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from vmorch.core.ids import Position
 from vmorch.core.records import Recorded
+from vmorch.core.value import Value
 
 MEDIA_TYPE = "application/cloudevents+json"
 
 
-class CloudEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class CloudEvent(Value, frozen=True, kw_only=True, omit_defaults=True):
     """One event for the outside. `id` is INCARNATION/POSITION; `time` is when the log recorded it.
 
     Positions are written in decimal as strings, because an integer of CloudEvents ends at 2^31. What follows
@@ -45,7 +45,7 @@ class CloudEvent(Struct, frozen=True, kw_only=True, omit_defaults=True):
     data: Any = None
 
 
-class _Meta(Struct, frozen=True):
+class _Meta(Value, frozen=True):
     actor: str = ""
     reason: str | None = None
     request: str | None = None

@@ -3,19 +3,20 @@
 Must not interpret a message: unknown kinds and unreadable bytes are refused with their place in the log.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Struct
 
 from vmorch.core.ids import Position, Stream
 from vmorch.core.messages import EVENTS, HOST_COMMANDS, Event, HostCommand, Message, Meta
 from vmorch.core.records import NewEvent, Recorded
+from vmorch.core.value import Value
 
 _encode = msgspec.json.Encoder(order="deterministic").encode
-_meta_decoder = msgspec.json.Decoder(Meta)
-_event_decoders: dict[str, msgspec.json.Decoder[Event]] = {}
+_read_meta = msgspec.json.Decoder(Meta).decode
+_readers: dict[str, tuple[int, Callable[[bytes], Event]]] = {}
+"""Of each kind of event that was met, its newest schema and what reads that."""
 
 T = TypeVar("T", bound=Message)
 
@@ -28,7 +29,7 @@ class Unreadable(Exception):
         self.code = code
 
 
-class Packed(Struct, frozen=True, kw_only=True):
+class Packed(Value, frozen=True, kw_only=True):
     """A message inside another one (a step's host command, a planned fact), with its kind and schema."""
 
     kind: str
@@ -36,7 +37,7 @@ class Packed(Struct, frozen=True, kw_only=True):
     data: dict[str, Any]
 
 
-class Fact(Struct, frozen=True, kw_only=True):
+class Fact(Value, frozen=True, kw_only=True):
     """A recorded event, understood."""
 
     position: Position
@@ -56,7 +57,7 @@ def decode(record: Recorded) -> Fact:
     """The fact that a record holds, in its newest shape. Raises Unreadable."""
     event = decode_event(record.kind, record.schema, record.data)
     try:
-        meta = _meta_decoder.decode(record.meta)
+        meta = _read_meta(record.meta)
     except msgspec.MsgspecError as error:
         raise Unreadable("bad-shape", f"meta of {record.kind}: {error}") from error
     return Fact(
@@ -71,18 +72,21 @@ def decode(record: Recorded) -> Fact:
 
 def decode_event(kind: str, schema: int, data: bytes) -> Event:
     """One event's bytes in their newest shape. Raises Unreadable."""
+    try:
+        newest, read = _readers.get(kind) or _reader(kind)
+        if schema == newest:
+            return read(data)
+        return msgspec.convert(_lift(EVENTS[kind], schema, msgspec.json.decode(data)), EVENTS[kind])
+    except msgspec.MsgspecError as error:
+        raise Unreadable("bad-shape", f"{kind} schema {schema}: {error}") from error
+
+
+def _reader(kind: str) -> tuple[int, Callable[[bytes], Event]]:
     cls = EVENTS.get(kind)
     if cls is None:
         raise Unreadable("unknown-kind", f"no event is called {kind!r}")
-    try:
-        if schema == cls.schema:
-            decoder = _event_decoders.get(kind)
-            if decoder is None:
-                decoder = _event_decoders[kind] = msgspec.json.Decoder(cls)
-            return decoder.decode(data)
-        return msgspec.convert(_lift(cls, schema, msgspec.json.decode(data)), cls)
-    except msgspec.MsgspecError as error:
-        raise Unreadable("bad-shape", f"{kind} schema {schema}: {error}") from error
+    found = _readers[kind] = (cls.schema, msgspec.json.Decoder(cls).decode)
+    return found
 
 
 def pack(message: Message) -> Packed:

@@ -5,14 +5,14 @@ The one list behind problem documents, exit codes, `vmorch explain` and the hand
 
 from typing import Literal
 
-from msgspec import Struct
+from vmorch.core.value import Value
 
 Exit = Literal[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11]
 """0 done, 1 failed, 2 usage, 3 not found, 4 not allowed, 5 conflict, 6 refused, 7 unreachable, 8 timeout,
 9 some of several failed, 10 differences, 11 integrity."""
 
 
-class Code(Struct, frozen=True):
+class Code(Value, frozen=True):
     """A code's HTTP status, exit code, title and explanation."""
 
     status: int

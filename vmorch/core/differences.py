@@ -9,18 +9,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 
 from vmorch.core.codec import Fact
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import Stream
 from vmorch.core.sealed import briefly
 from vmorch.core.states import state_of
+from vmorch.core.value import Value
 
 _LEFT_OUT = frozenset({"version", "operations", "observed_at", "hash", "invitation"})
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class Change(Value, frozen=True, kw_only=True):
     """One field that differs. `event` and what follows tell of the last event that changed it; they are None and empty
     if it cannot be told."""
 
@@ -35,7 +35,7 @@ class Change(Struct, frozen=True, kw_only=True):
     """How many events changed the field on the way."""
 
 
-class Difference(Struct, frozen=True, kw_only=True):
+class Difference(Value, frozen=True, kw_only=True):
     """One thing that differs. `change` is created, changed or gone."""
 
     subject: Stream

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-from msgspec import Struct
 from msgspec.structs import asdict
 
 from vmorch.core.aggregates.budget import Budget, unavailable
@@ -15,9 +14,10 @@ from vmorch.core.aggregates.drain import Begun, Blocked, Cause, Drain, Entry, Mo
 from vmorch.core.aggregates.vm import Operation
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import HostId, VmId
+from vmorch.core.value import Value
 
 
-class DrainResource(Struct, frozen=True, kw_only=True):
+class DrainResource(Value, frozen=True, kw_only=True):
     """A drain, or the return of VMs to a host. `state` is planned, discarded, running, ending or its outcome; `vms`
     counts VMs by their states; `estimate` is in seconds from the start; `position` is where the plan was made."""
 
@@ -41,7 +41,7 @@ class DrainResource(Struct, frozen=True, kw_only=True):
     version: int
 
 
-class CauseResource(Struct, frozen=True, kw_only=True):
+class CauseResource(Value, frozen=True, kw_only=True):
     """What keeps a VM from moving. `hosts` are those that this speaks against as destinations: the first few of
     `number`; none if it is about the VM itself."""
 
@@ -50,7 +50,7 @@ class CauseResource(Struct, frozen=True, kw_only=True):
     number: int
 
 
-class DrainVm(Struct, frozen=True, kw_only=True):
+class DrainVm(Value, frozen=True, kw_only=True):
     """One VM of a drain: what is planned, how far it is, what became of it.
 
     `state` is planned, waiting, moving, moved, stopped, started, failed, blocked, left or gone. `host` is where it is
@@ -77,7 +77,7 @@ class DrainVm(Struct, frozen=True, kw_only=True):
     causes: tuple[CauseResource, ...]
 
 
-class HostAfterResource(Struct, frozen=True, kw_only=True):
+class HostAfterResource(Value, frozen=True, kw_only=True):
     """How full a host will be, as shares of what it may promise."""
 
     host: str
@@ -88,14 +88,14 @@ class HostAfterResource(Struct, frozen=True, kw_only=True):
     memory_before: float
 
 
-class HostLossResource(Struct, frozen=True, kw_only=True):
+class HostLossResource(Value, frozen=True, kw_only=True):
     """VMs that would find no other place if this host were lost after the plan."""
 
     host: str
     vms: tuple[str, ...]
 
 
-class TouchResource(Struct, frozen=True, kw_only=True):
+class TouchResource(Value, frozen=True, kw_only=True):
     """An event since the plan that touches what it decided."""
 
     position: int
@@ -121,7 +121,7 @@ class DrainDetail(DrainResource, frozen=True, kw_only=True):
     touched: tuple[TouchResource, ...] = ()
 
 
-class BudgetResource(Struct, frozen=True, kw_only=True):
+class BudgetResource(Value, frozen=True, kw_only=True):
     """A budget as people see it: `vms` is how many it covers, `away` which of them are not running or on the move."""
 
     id: str

@@ -6,19 +6,20 @@ libvirt calls are the agent's. Answers carry what was observed, so that state co
 
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from vmorch.core.backup import Saved, Target
 from vmorch.core.ids import BackupId, MiB, VmId
 from vmorch.core.layers import Stack
 from vmorch.core.messages import HostCommand, message
 from vmorch.core.spec import DiskName, DiskSpec, ImagePin, LayerNumber, NicSpec, ReadySpec, SeedSpec, Storage, VmSpec
+from vmorch.core.value import Value
 
 Power = Literal["absent", "off", "running", "paused", "crashed", "unknown"]
 """What a host sees of a domain. `absent`: libvirt knows no such domain; `unknown`: nobody can see it now."""
 
 
-class Observed(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Observed(Value, frozen=True, kw_only=True, omit_defaults=True):
     """A domain as its host saw it at one moment. Figures are those in force now, not those configured."""
 
     power: Power
@@ -30,7 +31,7 @@ class Observed(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """libvirt is still at work on a migration of the domain: what is seen now will not last."""
 
 
-class Stray(Struct, frozen=True, kw_only=True):
+class Stray(Value, frozen=True, kw_only=True):
     """A directory for a VM's or a volume's files that nobody owns: its name is an id, and `files` are the first of its
     files. `bytes` is what all of them take."""
 
@@ -40,7 +41,7 @@ class Stray(Struct, frozen=True, kw_only=True):
     bytes: Annotated[int, Meta(ge=0)]
 
 
-class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="done"):
+class Done(Value, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="done"):
     """The target is reached. `already`: it was so before the command came. `pause`: for how many seconds the guest
     stood still for it; `frozen`: for how many seconds its file systems were held at rest."""
 
@@ -54,7 +55,7 @@ class Done(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="ans
     """Directories that nobody owns, if they were asked for."""
 
 
-class Failed(Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="failed"):
+class Failed(Value, frozen=True, kw_only=True, omit_defaults=True, tag_field="answer", tag="failed"):
     """The target is not reached. `message` holds libvirt's or the system's own words.
 
     `interrupted` as code: the agent stopped in the middle and, by looking, found the effect not there; the
@@ -212,7 +213,7 @@ class AwaitReady(DomainCommand, frozen=True, kw_only=True):
     steady: float = 0.0
 
 
-class Passage(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Passage(Value, frozen=True, kw_only=True, omit_defaults=True):
     """How a running guest is carried to another host.
 
     `bandwidth` in MiB/s and `connections` are 0 where libvirt chooses. `max_downtime`: the longest pause at the
@@ -230,7 +231,7 @@ class Passage(Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_stall: Literal["abort", "postcopy"] = "abort"
 
 
-class Sample(Struct, frozen=True, kw_only=True):
+class Sample(Value, frozen=True, kw_only=True):
     """How far a passage has come. Sizes in bytes, rates in bytes per second, times in seconds; -1: not known yet.
 
     `passes` counts how often memory was gone through; `throttle` is the per cent taken from the guest's processors.
@@ -349,7 +350,7 @@ class LayerCommand(DomainCommand, frozen=True, kw_only=True):
     next: LayerNumber
 
 
-class Memory(Struct, frozen=True, kw_only=True):
+class Memory(Value, frozen=True, kw_only=True):
     """The file that a guest's memory is kept in: its number among the VM's, and where it lies."""
 
     number: LayerNumber

@@ -6,19 +6,20 @@ Must not know commands: what they do to a host is `core.hypervisor`'s.
 from collections.abc import Collection, Mapping
 from typing import Final
 
-from msgspec import Struct, field
+from msgspec import field
 from msgspec.structs import replace
 
 from vmorch.core.backup import Saved
 from vmorch.core.hostcommands import Answer, Done, Failed, Memory, Observed, Power
 from vmorch.core.ids import BackupId, Digest, MiB, VmId
 from vmorch.core.spec import DiskSpec, ImagePin, NicSpec, SeedSpec, Storage, VmSpec
+from vmorch.core.value import Value
 
 EMPTY_DISK_MIB: Final = 1
 """What a thin disk takes of the host's space before its guest writes to it, rounded up."""
 
 
-class Domain(Struct, frozen=True, kw_only=True):
+class Domain(Value, frozen=True, kw_only=True):
     """A domain that vmorch made. `spec` is its last definition, `found` what its configuration holds now;
     `vcpus`, `memory` and `disks` are in force while it is active. A transient one ends when it stops. A `moving` one is
     a half of a migration under way."""
@@ -40,7 +41,7 @@ class Domain(Struct, frozen=True, kw_only=True):
         return self.power in ("running", "paused")
 
 
-class Seed(Struct, frozen=True, kw_only=True):
+class Seed(Value, frozen=True, kw_only=True):
     """The content of a VM's NoCloud seed."""
 
     seed: SeedSpec
@@ -57,7 +58,7 @@ class File(DiskSpec, frozen=True, kw_only=True, omit_defaults=True):
     noted: Mapping[BackupId, frozenset[int]] = {}
 
 
-class KeptMemory(Struct, frozen=True, kw_only=True):
+class KeptMemory(Value, frozen=True, kw_only=True):
     """A file with a guest's memory, and what it says of its guest."""
 
     number: int
@@ -67,14 +68,14 @@ class KeptMemory(Struct, frozen=True, kw_only=True):
     ram: str
 
 
-class KeptBackup(Struct, frozen=True, kw_only=True):
+class KeptBackup(Value, frozen=True, kw_only=True):
     """A backup in its target: what was said of it, and what its files hold, disk -> cluster -> byte."""
 
     saved: Saved
     disks: Mapping[str, Mapping[int, int]]
 
 
-class LibvirtHost(Struct, frozen=True, kw_only=True):
+class LibvirtHost(Value, frozen=True, kw_only=True):
     """Everything on one host that host commands read or change.
 
     `disks` is keyed by VM, then by `<storage>/<name>`, with `.<layer>` behind it above the first layer; `memories` by
@@ -289,7 +290,7 @@ def remembering(host: LibvirtHost, vm: VmId, ram: str) -> LibvirtHost:
     return replace(host, domains={**host.domains, vm: replace(host.domains[vm], ram=ram)})
 
 
-class Shared(Struct, frozen=True, kw_only=True):
+class Shared(Value, frozen=True, kw_only=True):
     """What of a VM lies on the storage which several hosts share."""
 
     disks: Mapping[str, File]

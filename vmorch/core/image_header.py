@@ -10,10 +10,9 @@ Refuses with `hostile-image` (reaches beyond itself, contradicts itself, or is s
 
 from collections.abc import Callable
 
-from msgspec import Struct
-
 from vmorch.core.errors import Rejected
 from vmorch.core.spec import ImageFormat
+from vmorch.core.value import Value
 
 ReadAt = Callable[[int, int], bytes]
 """The image's bytes from an offset on: that many, or fewer where the image ends."""
@@ -66,7 +65,7 @@ _ISO_MAGIC_AT = 0x8001
 _SECTOR = 512
 
 
-class ImageHeader(Struct, frozen=True):
+class ImageHeader(Value, frozen=True):
     """What an accepted image is. `virtual_size` is in bytes, as its guest sees it."""
 
     format: ImageFormat

@@ -8,22 +8,21 @@ must not know where files are, nor what a snapshot is beyond the layers that it 
 from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
-from msgspec import Struct
-
 from vmorch.core.spec import DiskSpec, LayerNumber
+from vmorch.core.value import Value
 
 Tree = Mapping[int, int | None]
 """Each layer with the one that it stands on; None: on the disk's image, or on nothing."""
 
 
-class Layer(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Layer(Value, frozen=True, kw_only=True, omit_defaults=True):
     """One layer as it is told to a host."""
 
     number: LayerNumber
     on: LayerNumber | None = None
 
 
-class Stack(Struct, frozen=True, kw_only=True):
+class Stack(Value, frozen=True, kw_only=True):
     """A disk as its host must find it: these layers and no others, `disk.layer` written to."""
 
     disk: DiskSpec
@@ -35,14 +34,14 @@ class Stack(Struct, frozen=True, kw_only=True):
         return {each.number: each.on for each in self.layers}
 
 
-class Merge(Struct, frozen=True):
+class Merge(Value, frozen=True):
     """What layer `top` holds goes into `into`, the one below it, which then stands in its place."""
 
     top: int
     into: int
 
 
-class Drop(Struct, frozen=True):
+class Drop(Value, frozen=True):
     """Layer `layer`, on which nothing stands, goes with all that it holds."""
 
     layer: int

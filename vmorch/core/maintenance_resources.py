@@ -3,14 +3,13 @@
 from collections.abc import Mapping
 from datetime import datetime
 
-from msgspec import Struct
-
 from vmorch.core.aggregates.maintenance import Maintenance
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import HostId
+from vmorch.core.value import Value
 
 
-class StationResource(Struct, frozen=True, kw_only=True):
+class StationResource(Value, frozen=True, kw_only=True):
     """How far one host is. `waits_for` is what has to happen next; `code` and `message` tell why it failed."""
 
     host: str
@@ -22,7 +21,7 @@ class StationResource(Struct, frozen=True, kw_only=True):
     message: str
 
 
-class MaintenanceResource(Struct, frozen=True, kw_only=True):
+class MaintenanceResource(Value, frozen=True, kw_only=True):
     """A maintenance as people see it. `state` is running, cancelling or its outcome; `groups` are those foreseen at its
     start."""
 
@@ -41,7 +40,7 @@ class MaintenanceResource(Struct, frozen=True, kw_only=True):
     version: int
 
 
-class GroupResource(Struct, frozen=True, kw_only=True):
+class GroupResource(Value, frozen=True, kw_only=True):
     """Hosts that would be away together: VMs that leave them, those that cannot, and about how long that takes."""
 
     hosts: tuple[str, ...]

@@ -8,15 +8,14 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar, TypeVar
 
-from msgspec import Struct
-
 from vmorch.core.ids import OperationId, Position, RequestId, SessionId
+from vmorch.core.value import Value
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 """Turns the fields of one schema into those of the next."""
 
 
-class Message(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class Message(Value, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """Anything that is stored or sent. Concrete messages are registered with a decorator below."""
 
     kind: ClassVar[str] = ""
@@ -50,7 +49,7 @@ class HostCommand(Message, frozen=True, kw_only=True):
         raise NotImplementedError(self.kind)
 
 
-class Meta(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Meta(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Who, why and in answer to what: stored beside every event."""
 
     actor: str

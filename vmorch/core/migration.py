@@ -7,10 +7,10 @@ other half is proven to be gone. Must not know orders, operations or events.
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.hostcommands import Observed, Passage, Sample
+from vmorch.core.value import Value
 
 Cell = Literal["absent", "off", "paused", "running"]
 """One end's domain as far as it matters for ownership."""
@@ -47,7 +47,7 @@ HALTED = UNFINISHED | {"migration"}
 """Why a domain is halted whose other half may run elsewhere: to let this one run could make two of it."""
 
 
-class Judgement(Struct, frozen=True):
+class Judgement(Value, frozen=True):
     """The verdict and its reason in words."""
 
     verdict: Verdict
@@ -85,7 +85,7 @@ def judge(source: Observed | None, destination: Observed | None, *, patient: boo
     return Judgement(verdict, why)
 
 
-class Pace(Struct, frozen=True, kw_only=True):
+class Pace(Value, frozen=True, kw_only=True):
     """A passage as a verdict. `converging` is None while nobody can tell; `left` is the estimate in seconds, None
     where there is none; `downtime` the expected pause, -1 if unknown."""
 
@@ -124,7 +124,7 @@ def pace(sample: Sample) -> Pace:
     )
 
 
-class Track(Struct, frozen=True, kw_only=True):
+class Track(Value, frozen=True, kw_only=True):
     """What must be remembered of earlier samples to tell a stall: the least that was ever left, the hardest throttle,
     and when either last improved, in seconds since the passage began.
 

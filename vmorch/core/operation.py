@@ -7,7 +7,6 @@ answers or its time is over, and then the operation is stuck with a name, not gu
 from collections.abc import Mapping
 from typing import Literal
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.codec import Packed, pack
@@ -15,6 +14,7 @@ from vmorch.core.hostcommands import Failed, Observed
 from vmorch.core.ids import HostId, Stream
 from vmorch.core.messages import Event, HostCommand
 from vmorch.core.migration import Verdict, judge
+from vmorch.core.value import Value
 
 Outcome = Literal["succeeded", "undone", "cancelled", "stuck"]
 
@@ -22,7 +22,7 @@ MAX_ATTEMPTS = 5
 """How often one step is sent when its agent died in the middle and found nothing done."""
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class Change(Value, frozen=True, kw_only=True):
     """An event that shall be appended to a stream."""
 
     stream: Stream
@@ -34,7 +34,7 @@ def change(stream: Stream, event: Event) -> Change:
     return Change(stream=stream, event=pack(event))
 
 
-class Step(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Step(Value, frozen=True, kw_only=True, omit_defaults=True):
     """One order to one host, how to take it back, and how long it may take.
 
     `commits`: once it is done, nothing before it can be taken back. `keep`: if it fails, what was done before
@@ -81,7 +81,7 @@ def step(
     )
 
 
-class Plan(Struct, frozen=True, kw_only=True):
+class Plan(Value, frozen=True, kw_only=True):
     """An operation before it starts, as data.
 
     `opening` is appended together with its start, `success` or `failure` together with its end. A plan
@@ -96,14 +96,14 @@ class Plan(Struct, frozen=True, kw_only=True):
     """How many of the steps an earlier operation has done already."""
 
 
-class Sight(Struct, frozen=True):
+class Sight(Value, frozen=True):
     """What one host showed of the domain, and in which round of looks."""
 
     round: int
     observed: Observed
 
 
-class Progress(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Progress(Value, frozen=True, kw_only=True, omit_defaults=True):
     """How far an operation has come, folded from its events.
 
     `over`: a judged step ended, or is waited for no longer; `sights` are what was seen since, by host, and
@@ -127,20 +127,20 @@ class Progress(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How many of them were answered."""
 
 
-class Send(Struct, frozen=True):
+class Send(Value, frozen=True):
     """Send step `index` (its undo, if so) to its host."""
 
     index: int
     undo: bool = False
 
 
-class Withdraw(Struct, frozen=True):
+class Withdraw(Value, frozen=True):
     """Ask that step `index` be given up; its host answers with what became of it, then undoing can begin."""
 
     index: int
 
 
-class Look(Struct, frozen=True):
+class Look(Value, frozen=True):
     """Ask these hosts what they see of the domain after step `index`. Later rounds are worth a pause before them."""
 
     index: int
@@ -148,7 +148,7 @@ class Look(Struct, frozen=True):
     hosts: tuple[HostId, ...]
 
 
-class Settle(Struct, frozen=True):
+class Settle(Value, frozen=True):
     """Step `index` is judged: done, not done, or nobody can tell."""
 
     index: int
@@ -156,7 +156,7 @@ class Settle(Struct, frozen=True):
     why: str
 
 
-class Finish(Struct, frozen=True):
+class Finish(Value, frozen=True):
     """The operation is over."""
 
     outcome: Outcome

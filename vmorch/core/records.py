@@ -5,12 +5,11 @@ The log stores and orders these; only the codec knows what they mean. Must not i
 
 from datetime import datetime
 
-from msgspec import Struct
-
 from vmorch.core.ids import Position, RequestId, Stream
+from vmorch.core.value import Value
 
 
-class NewEvent(Struct, frozen=True, kw_only=True):
+class NewEvent(Value, frozen=True, kw_only=True):
     """An event on its way into the log. `data` and `meta` are JSON documents, stored byte for byte."""
 
     kind: str
@@ -19,7 +18,7 @@ class NewEvent(Struct, frozen=True, kw_only=True):
     meta: bytes
 
 
-class StreamAppend(Struct, frozen=True, kw_only=True):
+class StreamAppend(Value, frozen=True, kw_only=True):
     """Events for one stream, valid only while the stream's version is `expected` (0: it does not exist)."""
 
     stream: Stream
@@ -27,7 +26,7 @@ class StreamAppend(Struct, frozen=True, kw_only=True):
     events: tuple[NewEvent, ...]
 
 
-class NameClaim(Struct, frozen=True, kw_only=True):
+class NameClaim(Value, frozen=True, kw_only=True):
     """`name` is held by `stream` within `scope` (such as `vm`); at most one stream holds a name."""
 
     scope: str
@@ -35,7 +34,7 @@ class NameClaim(Struct, frozen=True, kw_only=True):
     stream: Stream
 
 
-class Append(Struct, frozen=True, kw_only=True):
+class Append(Value, frozen=True, kw_only=True):
     """One all-or-nothing write: every stream at its expected version, every claimed name free, or nothing.
 
     Releases are applied before claims. `request` makes it repeatable: a second append with the same
@@ -48,7 +47,7 @@ class Append(Struct, frozen=True, kw_only=True):
     request: RequestId | None = None
 
 
-class Recorded(Struct, frozen=True, kw_only=True):
+class Recorded(Value, frozen=True, kw_only=True):
     """An event as the log holds it."""
 
     position: Position

@@ -33,16 +33,17 @@ from vmorch.core.migration import pace
 from vmorch.core.sealed import brief, briefly
 from vmorch.core.snapshot import Origin, Schedule, Snapshot
 from vmorch.core.spec import HostFacts, VmSpec
+from vmorch.core.value import Value
 
 
-class Pending(Struct, frozen=True, kw_only=True):
+class Pending(Value, frozen=True, kw_only=True):
     """A figure that was asked for but is not in force before the next start."""
 
     live: int
     asked: int
 
 
-class DriftResource(Struct, frozen=True, kw_only=True):
+class DriftResource(Value, frozen=True, kw_only=True):
     """A difference between the log and the host."""
 
     field: str
@@ -50,7 +51,7 @@ class DriftResource(Struct, frozen=True, kw_only=True):
     seen: str
 
 
-class SightResource(Struct, frozen=True, kw_only=True):
+class SightResource(Value, frozen=True, kw_only=True):
     """What a host showed of a VM; `power` is unknown if it was not seen."""
 
     host: str
@@ -58,7 +59,7 @@ class SightResource(Struct, frozen=True, kw_only=True):
     reason: str
 
 
-class FrozenResource(Struct, frozen=True, kw_only=True):
+class FrozenResource(Value, frozen=True, kw_only=True):
     """Why nobody can tell where a VM is, and what was seen at both ends of its migration."""
 
     operation: str
@@ -68,7 +69,7 @@ class FrozenResource(Struct, frozen=True, kw_only=True):
     since: datetime
 
 
-class PaceResource(Struct, frozen=True, kw_only=True):
+class PaceResource(Value, frozen=True, kw_only=True):
     """A migration under way as a verdict: sizes in bytes, rates in bytes per second, times in seconds; what is not
     known is null, and so is `left` where no end is in sight."""
 
@@ -86,7 +87,7 @@ class PaceResource(Struct, frozen=True, kw_only=True):
     postcopy: bool
 
 
-class SnapshotResource(Struct, frozen=True, kw_only=True):
+class SnapshotResource(Value, frozen=True, kw_only=True):
     """A moment that a VM can be brought back to. `parent` is the snapshot that it came from; what the guest is now
     came from the one that is `current`, or from none. `layers` are those that hold its disks, `memory` tells whether
     the guest's memory is kept too, `frozen` for how many seconds its file systems were held at rest."""
@@ -105,7 +106,7 @@ class SnapshotResource(Struct, frozen=True, kw_only=True):
     layers: Mapping[str, int]
 
 
-class DifferenceResource(Struct, frozen=True, kw_only=True):
+class DifferenceResource(Value, frozen=True, kw_only=True):
     """What a VM was asked to be at a snapshot, and is asked to be now; null for what it had or has none of."""
 
     field: str
@@ -125,7 +126,7 @@ class SnapshotDetail(SnapshotResource, frozen=True, kw_only=True):
     spec: VmSpec
 
 
-class VmResource(Struct, frozen=True, kw_only=True):
+class VmResource(Value, frozen=True, kw_only=True):
     """A VM as people see it. `state` is the operation's verb in progress, or else the power last seen.
 
     `snapshots` are in the order of their numbers, so that each comes after the one that it came from; `layers_deep`
@@ -162,7 +163,7 @@ class VmResource(Struct, frozen=True, kw_only=True):
     schedule: Schedule | None
 
 
-class StepResource(Struct, frozen=True, kw_only=True):
+class StepResource(Value, frozen=True, kw_only=True):
     """One step of an operation: `state` is waiting, running, looking (at both ends of a migration, for where the VM
     is), done, failed, undoing or undone."""
 
@@ -172,7 +173,7 @@ class StepResource(Struct, frozen=True, kw_only=True):
     state: str
 
 
-class OperationResource(Struct, frozen=True, kw_only=True):
+class OperationResource(Value, frozen=True, kw_only=True):
     """An operation as people see it. `state` is running, cancelling, undoing or its outcome. `blockers` is everything
     that stood in the way; `pace` tells of a migration under way, and only to whoever asks the server that heard of it.
     """
@@ -196,7 +197,7 @@ class OperationResource(Struct, frozen=True, kw_only=True):
     pace: PaceResource | None = None
 
 
-class CertificateResource(Struct, frozen=True, kw_only=True):
+class CertificateResource(Value, frozen=True, kw_only=True):
     """A host's newest certificate: guests travel under these names until it expires."""
 
     fingerprint: str
@@ -205,7 +206,7 @@ class CertificateResource(Struct, frozen=True, kw_only=True):
     expires: datetime
 
 
-class HostResource(Struct, frozen=True, kw_only=True):
+class HostResource(Value, frozen=True, kw_only=True):
     """A host as people see it. `state` is invited, active, cordoned, draining, maintenance, unreachable or retired;
     `drain` and `maintenance` are what is under way with it."""
 
@@ -228,14 +229,14 @@ class HostResource(Struct, frozen=True, kw_only=True):
     maintenance: str | None = None
 
 
-class ClusterResource(Struct, frozen=True, kw_only=True):
+class ClusterResource(Value, frozen=True, kw_only=True):
     """What holds for the whole cluster, as its admins set it."""
 
     policy: Policy
     version: int
 
 
-class ImageResource(Struct, frozen=True, kw_only=True):
+class ImageResource(Value, frozen=True, kw_only=True):
     """An image as people see it. Sizes in bytes."""
 
     id: str
@@ -249,7 +250,7 @@ class ImageResource(Struct, frozen=True, kw_only=True):
     version: int
 
 
-class TokenResource(Struct, frozen=True, kw_only=True):
+class TokenResource(Value, frozen=True, kw_only=True):
     """A token as people see it; nobody can see its secret again. `holder` is sealed, unless the reader may know it."""
 
     id: str
@@ -261,7 +262,7 @@ class TokenResource(Struct, frozen=True, kw_only=True):
     revoked: bool
 
 
-class EventResource(Struct, frozen=True, kw_only=True):
+class EventResource(Value, frozen=True, kw_only=True):
     """An event as people see it; with the position of its `parent`, which it follows from, where that was asked for."""
 
     position: int
@@ -281,7 +282,7 @@ class EventResource(Struct, frozen=True, kw_only=True):
     parent: int | UnsetType | None = UNSET
 
 
-class ActResource(Struct, frozen=True, kw_only=True):
+class ActResource(Value, frozen=True, kw_only=True):
     """What somebody did: the verb of the operation that it began, or else the kind of its first event, with arguments
     or fields as `details`. `outcome` is `done`, `running`, or that of its operation, drain or maintenance."""
 
@@ -301,7 +302,7 @@ class ActResource(Struct, frozen=True, kw_only=True):
     events: int
 
 
-class WhyResource(Struct, frozen=True, kw_only=True):
+class WhyResource(Value, frozen=True, kw_only=True):
     """A field's value, what it was before, and the chain of causes: the event that changed it first, then what each
     follows from, up to the one that somebody did of his own accord. Without a field, of the last event."""
 

@@ -8,9 +8,8 @@ from base64 import b64decode, b64encode
 from binascii import Error as NotBase64
 from typing import Any, NewType
 
-from msgspec import Struct
-
 from vmorch.core.ids import Stream
+from vmorch.core.value import Value
 
 Sealed = NewType("Sealed", str)
 """Sealed text, or nothing."""
@@ -20,7 +19,7 @@ TAG = 16
 _MARK = "sealed:1:"
 
 
-class Box(Struct, frozen=True):
+class Box(Value, frozen=True):
     """Sealed text, taken apart."""
 
     subject: Stream

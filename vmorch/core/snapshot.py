@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from vmorch.core.hostcommands import Memory, Power
 from vmorch.core.layers import Quality
 from vmorch.core.spec import DiskName, LayerNumber, Name, VmSpec
+from vmorch.core.value import Value
 
 Origin = Literal["operator", "safety", "schedule"]
 """Who wanted it: somebody, a rollback that keeps the way back open, or the VM's schedule."""
@@ -17,7 +18,7 @@ Freezing = Annotated[float, Meta(ge=1, le=300, description="seconds that the gue
 Description = Annotated[str, Meta(max_length=500)]
 
 
-class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Snapshot(Value, frozen=True, kw_only=True, omit_defaults=True):
     """A moment of a VM that it can be brought back to: the layers that hold its disks, and its guest's memory if it
     was taken along. `number` counts the VM's snapshots and rollbacks and is never used again."""
 
@@ -38,7 +39,7 @@ class Snapshot(Struct, frozen=True, kw_only=True, omit_defaults=True):
 Kept = Annotated[int, Meta(ge=0, le=100)]
 
 
-class Schedule(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Schedule(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Take a snapshot `every` so many seconds, and keep of them the newest `last`, and the newest one of each of the
     latest `hourly` hours, `daily` days and `weekly` weeks (of UTC) in which there is one."""
 

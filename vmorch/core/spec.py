@@ -7,10 +7,11 @@ look (does the image exist? does it fit?) belongs to a decision. Must not know a
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta, field
 
 from vmorch.core.ids import Digest, GiB, MiB, Stream, VmId
 from vmorch.core.sealed import subject_of
+from vmorch.core.value import Value
 
 # `$` alone also matches before a line break at the end
 NAME_PATTERN = r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
@@ -37,7 +38,7 @@ ImageFormat = Literal["qcow2", "raw"]
 Storage = Literal["local", "shared"]
 
 
-class ImagePin(Struct, frozen=True, kw_only=True):
+class ImagePin(Value, frozen=True, kw_only=True):
     """An image as a decision saw it: bytes by digest, never by name."""
 
     digest: Sha256
@@ -51,14 +52,14 @@ LayerNumber = Annotated[int, Meta(ge=0, le=1_000_000)]
 """Which of the files that a disk was split into by snapshots; 0 is the one that it began with."""
 
 
-class Home(Struct, frozen=True, kw_only=True):
+class Home(Value, frozen=True, kw_only=True):
     """Where the files of a volume are, whoever uses it: the directory of this id, under this disk's name."""
 
     vm: VmId
     name: DiskName
 
 
-class DiskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DiskSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """A disk of the VM. With `image` it is an overlay on that image's bytes, else it starts empty. `layer` is the
     one that the guest writes to. A disk with a `home` is a volume: its files are there and outlive the VM."""
 
@@ -74,7 +75,7 @@ class DiskSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return self.home or Home(vm=vm, name=self.name)
 
 
-class NicSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class NicSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """A network card. Without `address` the guest asks DHCP; `network` empty means the host's default."""
 
     mac: Annotated[str, Meta(pattern=MAC_PATTERN)]
@@ -91,7 +92,7 @@ UserData = Annotated[str, Meta(max_length=520 * 1024)]
 """At most MAX_SEED bytes; sealed, as it is recorded, it is a third longer."""
 
 
-class SeedSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class SeedSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What cloud-init finds at first boot (NoCloud). `user_data` is sealed wherever it is recorded, and opened in the
     order to a host."""
 
@@ -100,7 +101,7 @@ class SeedSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     user_data: UserData = ""
 
 
-class ReadySpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class ReadySpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """When a started VM counts as up.
 
     `none`: as soon as it runs; `agent`: its guest agent answers; `http`: a GET of `path` on `port` answers
@@ -113,13 +114,13 @@ class ReadySpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
     within: Annotated[float, Meta(ge=1, le=3600)] = 180.0
 
 
-class Placing(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Placing(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Where a VM may stand: on hosts with these labels, away from VMs with these labels. `host` names the one that it
     is created on; it may move from there."""
 
     host: Name | None = None
-    host_labels: Labels = {}
-    away_from: Labels = {}
+    host_labels: Labels = field(default_factory=dict)
+    away_from: Labels = field(default_factory=dict)
 
 
 Eviction = Literal["live", "restart", "stop", "never"]
@@ -127,7 +128,7 @@ Eviction = Literal["live", "restart", "stop", "never"]
 alone, so that it blocks."""
 
 
-class VmSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class VmSpec(Value, frozen=True, kw_only=True, omit_defaults=True):
     """A VM as asked for. `max_vcpus` and `max_memory` bound what can be changed while it runs."""
 
     vcpus: Vcpus
@@ -152,7 +153,7 @@ class VmSpec(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return None if self.seed is None else subject_of(self.seed.user_data)
 
 
-class HostFacts(Struct, frozen=True, kw_only=True):
+class HostFacts(Value, frozen=True, kw_only=True):
     """What an agent says its host is. `accel` is what was proven to run a guest, not what is advertised."""
 
     hostname: str

@@ -13,7 +13,6 @@ from datetime import datetime
 from typing import Any
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.aggregates import cluster as clusters
@@ -31,6 +30,7 @@ from vmorch.core.aggregates.vm import KEPT_OPERATIONS, Operation, Vm
 from vmorch.core.aggregates.volume import Volume
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import DrainId, OperationId, Position, Stream, VmId, split_stream
+from vmorch.core.value import Value
 
 FOLD = 1
 """To be raised whenever the same events fold into another state of the same shape."""
@@ -49,7 +49,7 @@ KINDS: Mapping[str, tuple[type[Any], str]] = {
 """The type of each aggregate's state, and the fleet's table of them."""
 
 
-class Frame(Struct, frozen=True, kw_only=True):
+class Frame(Value, frozen=True, kw_only=True):
     """What a fleet knows besides its things. The lists are in the order in which things ended."""
 
     recorded_at: datetime | None
@@ -60,7 +60,7 @@ class Frame(Struct, frozen=True, kw_only=True):
     poisoned: dict[Stream, str]
 
 
-class Held(Struct, frozen=True):
+class Held(Value, frozen=True):
     """One thing and its state; `name` is empty for what has none."""
 
     stream: Stream
@@ -68,7 +68,7 @@ class Held(Struct, frozen=True):
     state: Any  # one of KINDS, which differ in nothing that matters here
 
 
-class StateRow(Struct, frozen=True):
+class StateRow(Value, frozen=True):
     """One thing's state as bytes; `over` are the operations of a VM that are over, empty if there are none."""
 
     stream: Stream

@@ -2,14 +2,13 @@
 
 from datetime import datetime
 
-from msgspec import Struct
-
 from vmorch.core.aggregates.volume import Volume
 from vmorch.core.fleet import Fleet
 from vmorch.core.planning.volumes import strays_of
+from vmorch.core.value import Value
 
 
-class VolumeResource(Struct, frozen=True, kw_only=True):
+class VolumeResource(Value, frozen=True, kw_only=True):
     """A volume as people see it. `state` is creating, available, attached, busy (an operation works on it) or
     quarantined; `vm` and `disk` tell of which VM it is which disk. `size` is in GiB. `source` is the volume that it was
     copied from, or the VM whose disk it was. A `stray` is a directory that nobody owned and that was set aside; `files`
@@ -34,7 +33,7 @@ class VolumeResource(Struct, frozen=True, kw_only=True):
     version: int
 
 
-class StrayResource(Struct, frozen=True, kw_only=True):
+class StrayResource(Value, frozen=True, kw_only=True):
     """A directory on a host that nobody owns, as the host told it at `seen_at`."""
 
     id: str

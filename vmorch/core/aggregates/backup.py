@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import ClassVar
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.vm import Operation, Vm, VmEvent
@@ -21,6 +20,7 @@ from vmorch.core.layers import Quality
 from vmorch.core.messages import Event, message
 from vmorch.core.operation import Change, Step, change
 from vmorch.core.spec import VmSpec
+from vmorch.core.value import Value
 
 VERIFYING = "verify-backup"
 """The verb under which a backup is verified."""
@@ -28,7 +28,7 @@ CONCLUSIVE = frozenset({"backup-damaged", "not-ready"})
 """Failures of a verification that say something about the backup, and not about who looked at it."""
 
 
-class Verification(Struct, frozen=True, kw_only=True):
+class Verification(Value, frozen=True, kw_only=True):
     """The newest look at a backup: how it was looked at, what came of it, and when."""
 
     by: VerifiedBy
@@ -37,7 +37,7 @@ class Verification(Struct, frozen=True, kw_only=True):
     at: datetime
 
 
-class Backup(Struct, frozen=True, kw_only=True):
+class Backup(Value, frozen=True, kw_only=True):
     """A backup, folded from its stream. It is whole once `saved` is there; `leaving`: its files are being deleted."""
 
     id: BackupId

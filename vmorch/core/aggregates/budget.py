@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, ClassVar
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.errors import Rejected
 from vmorch.core.messages import Command, Event, message
 from vmorch.core.spec import LabelKey, LabelValue, Name
+from vmorch.core.value import Value
 
 Selector = Annotated[dict[LabelKey, LabelValue], Meta(min_length=1, max_length=32)]
 # none at all would keep every host of the group from ever being drained
@@ -23,7 +24,7 @@ CALM = frozenset({"attach-volume", "backup", "detach-volume", "grow-disk", "resi
 """Operations that a guest runs through without a break."""
 
 
-class Budget(Struct, frozen=True, kw_only=True):
+class Budget(Value, frozen=True, kw_only=True):
     """A budget, folded from its stream. Its group are the VMs that have all labels of `selector`."""
 
     id: str

@@ -10,10 +10,11 @@ from datetime import datetime
 from ipaddress import ip_address
 from typing import Annotated, Final
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from vmorch.core.errors import Rejected
 from vmorch.core.spec import NAME_PATTERN
+from vmorch.core.value import Value
 
 _LABEL: Final = re.compile(NAME_PATTERN)
 
@@ -24,7 +25,7 @@ MAX_CERTIFICATES = 32
 """Certificates in force that a host may have at once: it needs one, and a second while it changes over."""
 
 
-class Certificate(Struct, frozen=True, kw_only=True):
+class Certificate(Value, frozen=True, kw_only=True):
     """A certificate as the log knows it. `fingerprint` is the SHA-256 of all of it, `key` that of its public key."""
 
     serial: Hex
@@ -34,7 +35,7 @@ class Certificate(Struct, frozen=True, kw_only=True):
     expires: datetime
 
 
-class Revocation(Struct, frozen=True, kw_only=True):
+class Revocation(Value, frozen=True, kw_only=True):
     """A certificate that is not to be trusted from `at` on, although it would last longer."""
 
     serial: Hex

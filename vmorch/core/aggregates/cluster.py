@@ -3,13 +3,14 @@
 from datetime import datetime
 from typing import Annotated, ClassVar, Final
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.certificate import Hex
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import stream
 from vmorch.core.messages import Event, message
+from vmorch.core.value import Value
 
 ID: Final = "policy"
 """There is one such stream: `cluster/policy`."""
@@ -18,7 +19,7 @@ STREAM: Final = stream("cluster", ID)
 Limit = Annotated[int, Meta(ge=1, le=1000)]
 
 
-class Policy(Struct, frozen=True, kw_only=True):
+class Policy(Value, frozen=True, kw_only=True):
     """Recorded whole, defaults included: another default some day must not change what was in force before.
 
     `clear_migration`: guests may travel unencrypted where a host has no certificate. The others bound how many
@@ -30,7 +31,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     migrations: Limit = 32
 
 
-class Unsealed(Struct, frozen=True, kw_only=True):
+class Unsealed(Value, frozen=True, kw_only=True):
     """Why nothing more of the log is sealed: a stable code and the place, since a moment."""
 
     code: str
@@ -38,7 +39,7 @@ class Unsealed(Struct, frozen=True, kw_only=True):
     since: datetime
 
 
-class Cluster(Struct, frozen=True, kw_only=True):
+class Cluster(Value, frozen=True, kw_only=True):
     """The cluster, folded from its stream. `authority` is the SHA-256 of the certificate that all hosts trust,
     `log_key` the public key that the log's checkpoints are signed with."""
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 from msgspec.structs import replace
 
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import DrainId, HostId, MiB, OperationId, Position, VmId
 from vmorch.core.messages import Command, Event, message
 from vmorch.core.spec import Name
+from vmorch.core.value import Value
 
 Purpose = Literal["drain", "return"]
 """Empty hosts, or bring back to a host what was moved away from it."""
@@ -37,7 +38,7 @@ Within = Annotated[float, Meta(ge=1, le=30 * 24 * 3600, description="seconds fro
 AtOnce = Annotated[int, Meta(ge=1, le=1000, description="VMs on the move at once, within the cluster's policy")]
 
 
-class Cause(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Cause(Value, frozen=True, kw_only=True, omit_defaults=True):
     """Something that keeps a VM from moving: of the VM itself, or of `number` hosts as destinations, the first few of
     which are named."""
 
@@ -53,7 +54,7 @@ class Cause(Struct, frozen=True, kw_only=True, omit_defaults=True):
         return f"{named}: {self.why}"
 
 
-class Move(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Move(Value, frozen=True, kw_only=True, omit_defaults=True):
     """What is planned for one VM. `on` is whether it ran when this was planned; `estimate` is in seconds."""
 
     vm: VmId
@@ -69,7 +70,7 @@ class Move(Struct, frozen=True, kw_only=True, omit_defaults=True):
     why: str = ""
 
 
-class Blocked(Struct, frozen=True, kw_only=True):
+class Blocked(Value, frozen=True, kw_only=True):
     """A VM that cannot be moved, and everything that stands in the way."""
 
     vm: VmId
@@ -79,7 +80,7 @@ class Blocked(Struct, frozen=True, kw_only=True):
     causes: tuple[Cause, ...]
 
 
-class HostAfter(Struct, frozen=True, kw_only=True):
+class HostAfter(Value, frozen=True, kw_only=True):
     """How full a host will be: promised shares of what it may promise, before and after."""
 
     host: HostId
@@ -91,7 +92,7 @@ class HostAfter(Struct, frozen=True, kw_only=True):
     memory_before: float
 
 
-class HostLoss(Struct, frozen=True, kw_only=True):
+class HostLoss(Value, frozen=True, kw_only=True):
     """VMs that would find no other place if this host were lost after the plan."""
 
     host: HostId
@@ -99,7 +100,7 @@ class HostLoss(Struct, frozen=True, kw_only=True):
     vms: tuple[str, ...]
 
 
-class Survival(Struct, frozen=True, kw_only=True):
+class Survival(Value, frozen=True, kw_only=True):
     """Whether the VMs of any one more host would find a place on the others. `losses` are the hosts that they would
     not, at most a few; `on_local_disks` counts VMs that would lose their disks with their host in any case."""
 
@@ -108,7 +109,7 @@ class Survival(Struct, frozen=True, kw_only=True):
     on_local_disks: int = 0
 
 
-class DrainPlan(Struct, frozen=True, kw_only=True):
+class DrainPlan(Value, frozen=True, kw_only=True):
     """What was decided at a log position: it follows from the state there and from `options` alone.
 
     `facts` are digests of what the hosts concerned said of themselves, to see whether that has changed since.
@@ -127,7 +128,7 @@ class DrainPlan(Struct, frozen=True, kw_only=True):
     """How many moves of the plan before were kept."""
 
 
-class DrainOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class DrainOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     """How an operator wants it. `copy_disks`: VMs on local disks are carried with them, instead of being blocked."""
 
     deadline: Within | None = None
@@ -136,7 +137,7 @@ class DrainOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
     on_blocked: OnBlocked = "refuse"
 
 
-class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Entry(Value, frozen=True, kw_only=True, omit_defaults=True):
     """A line of the ledger: what became of one VM. `host` is where it is now, `message` holds the host's own words."""
 
     vm: VmId
@@ -151,7 +152,7 @@ class Entry(Struct, frozen=True, kw_only=True, omit_defaults=True):
     causes: tuple[Cause, ...] = ()
 
 
-class Begun(Struct, frozen=True, kw_only=True):
+class Begun(Value, frozen=True, kw_only=True):
     """A move under way, by an operation on the VM."""
 
     operation: OperationId
@@ -160,7 +161,7 @@ class Begun(Struct, frozen=True, kw_only=True):
     since: datetime
 
 
-class Drain(Struct, frozen=True, kw_only=True):
+class Drain(Value, frozen=True, kw_only=True):
     """A drain, folded from its stream. `moved_at` is when something last happened in it."""
 
     id: DrainId

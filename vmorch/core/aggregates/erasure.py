@@ -4,17 +4,17 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import ClassVar, Final
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.ids import Stream, stream
 from vmorch.core.messages import Event, message
+from vmorch.core.value import Value
 
 STREAM: Final = stream("audit", "erasures")
 """There is one such stream: what is erased must be found in one place."""
 
 
-class Erasures(Struct, frozen=True, kw_only=True):
+class Erasures(Value, frozen=True, kw_only=True):
     """Since when the key of each subject is destroyed, folded from the stream."""
 
     version: int = 0

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar, Literal
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.certificate import (
@@ -24,11 +23,12 @@ from vmorch.core.hostcommands import Stray
 from vmorch.core.ids import GiB, HostId, MiB, SessionId, VmId
 from vmorch.core.messages import Event, message
 from vmorch.core.spec import HostFacts, Labels, VmSpec
+from vmorch.core.value import Value
 
 AgentState = Literal["invited", "connected", "unreachable"]
 
 
-class Overcommit(Struct, frozen=True, kw_only=True):
+class Overcommit(Value, frozen=True, kw_only=True):
     """How much more than it has a host may promise, as a ratio for each resource."""
 
     cpu: float = 4.0
@@ -36,7 +36,7 @@ class Overcommit(Struct, frozen=True, kw_only=True):
     disk: float = 1.0
 
 
-class Reservation(Struct, frozen=True, kw_only=True):
+class Reservation(Value, frozen=True, kw_only=True):
     """What one VM may come to use of a host."""
 
     vcpus: int
@@ -68,7 +68,7 @@ def larger(one: Reservation, other: Reservation) -> Reservation:
     )
 
 
-class Capacity(Struct, frozen=True, kw_only=True):
+class Capacity(Value, frozen=True, kw_only=True):
     """Amounts of each resource of a host: all, promised or left."""
 
     vcpus: float
@@ -86,7 +86,7 @@ RESOURCES = (
 """What is promised, and in which unit people read it."""
 
 
-class Host(Struct, frozen=True, kw_only=True):
+class Host(Value, frozen=True, kw_only=True):
     """A host, folded from its stream."""
 
     id: HostId

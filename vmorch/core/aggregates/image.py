@@ -3,16 +3,16 @@
 from datetime import datetime
 from typing import ClassVar
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import ImageId
 from vmorch.core.messages import Event, message
 from vmorch.core.spec import ImageFormat, ImagePin, Sha256
+from vmorch.core.value import Value
 
 
-class Image(Struct, frozen=True, kw_only=True):
+class Image(Value, frozen=True, kw_only=True):
     """An image, folded from its stream."""
 
     id: ImageId

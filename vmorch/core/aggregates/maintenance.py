@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Annotated, ClassVar, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.drain import AtOnce, OnBlocked, Within
@@ -16,6 +16,7 @@ from vmorch.core.errors import Rejected
 from vmorch.core.ids import DrainId, HostId
 from vmorch.core.messages import Command, Event, message
 from vmorch.core.spec import HostFacts, Name
+from vmorch.core.value import Value
 
 Phase = Literal[
     "waiting", "draining", "preparing", "open", "finishing", "checking", "returning", "done", "failed", "undone"
@@ -31,7 +32,7 @@ Errand = Literal["before", "after", "probe"]
 """What a host is asked to do: run its hook before the work, the one after it, and show that its libvirt answers."""
 
 
-class MaintenanceOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class MaintenanceOptions(Value, frozen=True, kw_only=True, omit_defaults=True):
     """How an operator wants it. `at_once`: how many hosts a group may have; `bring_back`: VMs that moved return."""
 
     deadline: Within | None = None
@@ -41,7 +42,7 @@ class MaintenanceOptions(Struct, frozen=True, kw_only=True, omit_defaults=True):
     bring_back: bool = False
 
 
-class Station(Struct, frozen=True, kw_only=True):
+class Station(Value, frozen=True, kw_only=True):
     """How far a host is. `facts` are what it said of itself before; `errand` is what it was asked for and has not
     answered yet."""
 
@@ -59,7 +60,7 @@ class Station(Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
-class Maintenance(Struct, frozen=True, kw_only=True):
+class Maintenance(Value, frozen=True, kw_only=True):
     """A maintenance, folded from its stream."""
 
     id: str

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import ClassVar, Literal
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.errors import Rejected
 from vmorch.core.messages import Event, message
 from vmorch.core.sealed import Sealed
+from vmorch.core.value import Value
 
 Role = Literal["viewer", "auditor", "operator", "admin"]
 
@@ -22,7 +22,7 @@ RANK: dict[Role, frozenset[Role]] = {
 """The roles that each role includes."""
 
 
-class Token(Struct, frozen=True, kw_only=True):
+class Token(Value, frozen=True, kw_only=True):
     """A token, folded from its stream. `name` becomes the actor of every event its bearer causes; `holder` says who it
     is, and is sealed."""
 

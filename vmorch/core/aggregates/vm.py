@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any, ClassVar
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.host import Host
@@ -33,12 +32,13 @@ from vmorch.core.operation import (
 )
 from vmorch.core.snapshot import Schedule, Snapshot
 from vmorch.core.spec import Labels, VmSpec
+from vmorch.core.value import Value
 
 KEPT_OPERATIONS = 20
 """How many finished operations a VM's state remembers; the log has all."""
 
 
-class Operation(Struct, frozen=True, kw_only=True):
+class Operation(Value, frozen=True, kw_only=True):
     """One operation on a VM, folded from its events."""
 
     id: OperationId
@@ -62,7 +62,7 @@ class Operation(Struct, frozen=True, kw_only=True):
     """Seconds that the guest's file systems were held at rest for it."""
 
 
-class Drift(Struct, frozen=True, kw_only=True):
+class Drift(Value, frozen=True, kw_only=True):
     """A difference between what the log says and what its host shows."""
 
     field: str
@@ -70,7 +70,7 @@ class Drift(Struct, frozen=True, kw_only=True):
     seen: str
 
 
-class Frozen(Struct, frozen=True, kw_only=True):
+class Frozen(Value, frozen=True, kw_only=True):
     """Nobody can tell where the VM is: what was seen at both ends when the operation gave up, and why it did not
     help. Nothing may be done with the VM until both ends were seen, or somebody says where it is."""
 
@@ -83,7 +83,7 @@ class Frozen(Struct, frozen=True, kw_only=True):
     since: datetime
 
 
-class Vm(Struct, frozen=True, kw_only=True):
+class Vm(Value, frozen=True, kw_only=True):
     """A VM, folded from its stream. `traces` are hosts besides its own where something of it may be left.
 
     `layers` holds the tree of each disk that was ever split; `number` is the last one given to a layer or snapshot.

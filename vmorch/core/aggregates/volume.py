@@ -8,7 +8,6 @@ import uuid
 from datetime import datetime
 from typing import ClassVar
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.host import StraysFound
@@ -19,13 +18,14 @@ from vmorch.core.ids import GiB, HostId, VmId, VolumeId, stream
 from vmorch.core.messages import Event, message
 from vmorch.core.operation import Change, Step, change
 from vmorch.core.spec import DiskGiB, DiskName, DiskSpec, Home, ImagePin, LayerNumber, Storage
+from vmorch.core.value import Value
 
 _HOMES = uuid.UUID("5c4f1c0e-9a3b-5d0a-8a35-0c1f2c1d7e60")
 NEW = "vda"
 """What the files of a volume are called that was made as one."""
 
 
-class Volume(Struct, frozen=True, kw_only=True):
+class Volume(Value, frozen=True, kw_only=True):
     """A volume, folded from its stream.
 
     `host` has its files; those on shared storage it only sees like others. `user` is the VM whose disk `disk` it is, or

@@ -3,7 +3,7 @@
 from ipaddress import ip_address, ip_interface
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 
 from vmorch.core.aggregates.host import CapacityReleased, CapacityReserved, Host, Reservation
 from vmorch.core.aggregates.vm import VmCreated, VmDeleted, boot, mac_address
@@ -44,16 +44,17 @@ from vmorch.core.spec import (
     Vcpus,
     VmSpec,
 )
+from vmorch.core.value import Value
 
 
-class DiskRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class DiskRequest(Value, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A further, empty disk."""
 
     size: DiskGiB
     storage: Storage = "local"
 
 
-class NicRequest(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
+class NicRequest(Value, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A network card; its MAC address follows from the VM's id."""
 
     network: Annotated[str, Meta(pattern=NETWORK_PATTERN)] | None = None

@@ -7,7 +7,7 @@ more branch of the tree and nothing is lost by it. The layers of the snapshot it
 from collections.abc import Iterator
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.host import CapacityReserved, Host, Reservation, larger, reserve
@@ -38,6 +38,7 @@ from vmorch.core.messages import message
 from vmorch.core.operation import Change, Plan, Step, change, step
 from vmorch.core.snapshot import Snapshot
 from vmorch.core.spec import Name, VmSpec
+from vmorch.core.value import Value
 
 
 @message("vm.rollback")
@@ -58,7 +59,7 @@ class RollbackVm(VmCommand, frozen=True, kw_only=True):
         return _Way(self, vm, host).plan()
 
 
-class Prospect(Struct, frozen=True, kw_only=True):
+class Prospect(Value, frozen=True, kw_only=True):
     """What a rollback would do, for whoever decides on it. `lost` and `kept` are in words; `stops` tells that a guest
     runs now that is stopped, and `memory` how many MiB are written and read until it goes on, at most."""
 

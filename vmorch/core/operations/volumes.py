@@ -7,7 +7,7 @@ while it lasts; it takes nothing of its host.
 from collections.abc import Mapping
 from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Meta
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.host import Host
@@ -44,6 +44,7 @@ from vmorch.core.operation import Change, Plan, change, step
 from vmorch.core.operations.attach_volume import check_free
 from vmorch.core.operations.grow_disk import GROWING, check_larger
 from vmorch.core.spec import DiskGiB, DiskSpec, Home, Name, Placing, ReadySpec, Storage, VmSpec
+from vmorch.core.value import Value
 
 COPYING = 24 * 3600.0
 """Seconds that a whole disk may take to be copied."""
@@ -121,7 +122,7 @@ class SetStrayAside(Command, frozen=True, kw_only=True):
     storage: Storage
 
 
-class Carrier(Struct, frozen=True):
+class Carrier(Value, frozen=True):
     """The VM that carries the work, with the host that does it, and the GiB of each storage that volumes have there
     which no VM uses."""
 

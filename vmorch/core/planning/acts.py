@@ -7,15 +7,14 @@ an act that is no longer wanted by then has none. Must not do anything.
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from msgspec import Struct
-
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import OperationId
 from vmorch.core.operation import Change
+from vmorch.core.value import Value
 
 
-class Because(Struct, frozen=True, kw_only=True):
+class Because(Value, frozen=True, kw_only=True):
     """On whose behalf and why an act is carried out; `correlation` names the larger undertaking."""
 
     actor: str = "system"
@@ -23,7 +22,7 @@ class Because(Struct, frozen=True, kw_only=True):
     correlation: str | None = None
 
 
-class Act(Struct, frozen=True):
+class Act(Value, frozen=True):
     """Something that a policy wants to be done."""
 
     @property
@@ -45,7 +44,7 @@ class Act(Struct, frozen=True):
         return ()
 
 
-class Later(Struct, frozen=True):
+class Later(Value, frozen=True):
     """Nothing to do before `at`, unless something happens."""
 
     at: datetime

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from datetime import datetime
 
 import msgspec
-from msgspec import Struct
 
 from vmorch.core.aggregates.backup import Backup
 from vmorch.core.aggregates.backup_steps import carrier_name, restored_spec
@@ -37,9 +36,10 @@ from vmorch.core.planning.placement import Placement, place
 from vmorch.core.planning.view import view_of
 from vmorch.core.planning.volumes import plan_disk
 from vmorch.core.spec import VmSpec
+from vmorch.core.value import Value
 
 
-class Admission(Struct, frozen=True, kw_only=True):
+class Admission(Value, frozen=True, kw_only=True):
     """A command that may begin: what to append, and whether an operation runs from then on."""
 
     vm: VmId
@@ -53,7 +53,7 @@ class Admission(Struct, frozen=True, kw_only=True):
         return bool(self.plan.steps)
 
 
-class Who(Struct, frozen=True, kw_only=True):
+class Who(Value, frozen=True, kw_only=True):
     """On whose behalf a command is decided."""
 
     actor: str

@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from functools import cached_property
 from typing import Literal
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.budget import unavailable
@@ -41,6 +40,7 @@ from vmorch.core.planning.drain import command_of, obstacles, stays_off, stoppin
 from vmorch.core.planning.groups import Groups, Use
 from vmorch.core.planning.mobility import Traffic, traffic_of
 from vmorch.core.planning.view import view_of
+from vmorch.core.value import Value
 
 PATIENCE = timedelta(seconds=60)
 """How long a move waits for what nothing under way will change, counted from when something last happened."""
@@ -50,7 +50,7 @@ LIMITS = frozenset({"too-many-migrations", "operation-in-flight"})
 """Refusals that pass by themselves."""
 
 
-class Wait(Struct, frozen=True, kw_only=True):
+class Wait(Value, frozen=True, kw_only=True):
     """Why a planned move has not begun yet. `until`: when it is waited for no longer."""
 
     vm: VmId
@@ -59,7 +59,7 @@ class Wait(Struct, frozen=True, kw_only=True):
     until: datetime | None = None
 
 
-class Draining(Struct, frozen=True, kw_only=True):
+class Draining(Value, frozen=True, kw_only=True):
     """The answer. `again` is when to ask again, if nothing happens before."""
 
     acts: tuple[Act, ...] = ()

@@ -7,7 +7,6 @@ Every phase but the operator's own has a limit, and that one has the deadline. M
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.aggregates import host as hosts
@@ -37,6 +36,7 @@ from vmorch.core.planning.draining import end_moves
 from vmorch.core.planning.health import ailments
 from vmorch.core.planning.undertakings import start
 from vmorch.core.planning.view import ClusterView, view_of
+from vmorch.core.value import Value
 
 HOOKING = timedelta(minutes=15)
 """How long a host has to come back, if it is away, and to run its hook."""
@@ -46,14 +46,14 @@ CHECKING = timedelta(minutes=10)
 """How long a host has to become what it was."""
 
 
-class Waiting(Struct, frozen=True, kw_only=True):
+class Waiting(Value, frozen=True, kw_only=True):
     """What a host's way through a maintenance waits for."""
 
     host: HostId
     on: str
 
 
-class Maintaining(Struct, frozen=True, kw_only=True):
+class Maintaining(Value, frozen=True, kw_only=True):
     """The answer. `again` is when to ask again, if nothing happens before."""
 
     acts: tuple[Act, ...] = ()

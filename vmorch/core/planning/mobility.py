@@ -5,8 +5,6 @@ Must not reserve anything, and must not ask a host: what only libvirt can tell, 
 
 from collections.abc import Iterable, Mapping
 
-from msgspec import Struct
-
 from vmorch.core.aggregates.host import Host
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.errors import Rejected
@@ -15,9 +13,10 @@ from vmorch.core.operations.migrate import MigrateVm
 from vmorch.core.planning.placement import FITNESS, Placement, Question, Verdict, objections, score
 from vmorch.core.planning.view import ClusterView
 from vmorch.core.spec import HostFacts
+from vmorch.core.value import Value
 
 
-class Traffic(Struct, frozen=True, kw_only=True):
+class Traffic(Value, frozen=True, kw_only=True):
     """How many guests travel now, by the host that they leave and the one that they go to."""
 
     out: Mapping[HostId, int]
@@ -46,7 +45,7 @@ def traffic_of(vms: Iterable[Vm]) -> Traffic:
     return Traffic(out=out, into=into)
 
 
-class Choice(Struct, frozen=True, kw_only=True):
+class Choice(Value, frozen=True, kw_only=True):
     """A destination with the verdict on every host that was looked at, and whether the guest travels encrypted."""
 
     placement: Placement

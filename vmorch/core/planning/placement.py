@@ -5,17 +5,16 @@ The rules are a table, so that the reason shown is the rule that decided. Must n
 
 from collections.abc import Callable, Iterator, Mapping
 
-from msgspec import Struct
-
 from vmorch.core.aggregates.host import Host, Reservation
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import HostId, VmId
 from vmorch.core.planning.view import ClusterView
 from vmorch.core.spec import VmSpec
+from vmorch.core.value import Value
 
 
-class Verdict(Struct, frozen=True, kw_only=True):
+class Verdict(Value, frozen=True, kw_only=True):
     """What placement thinks of one host: why it cannot (`against`) or how well it would (`score`, 0 to 100)."""
 
     host: HostId
@@ -25,7 +24,7 @@ class Verdict(Struct, frozen=True, kw_only=True):
     why: str = ""
 
 
-class Placement(Struct, frozen=True, kw_only=True):
+class Placement(Value, frozen=True, kw_only=True):
     """The chosen host and the verdict on every host, best first."""
 
     host: Host
@@ -36,7 +35,7 @@ class Placement(Struct, frozen=True, kw_only=True):
         return {each.name: each.against or f"score {each.score:.0f}: {each.why}" for each in self.verdicts}
 
 
-class Question(Struct, frozen=True, kw_only=True):
+class Question(Value, frozen=True, kw_only=True):
     """May this VM stand on this host? `moving` names a VM that exists and comes from another one."""
 
     spec: VmSpec

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
-from msgspec import Struct
-
 from vmorch.core.aggregates.layering import MOST_LAYERS, depth, reductions
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.fleet import Fleet
@@ -20,6 +18,7 @@ from vmorch.core.operations.take_snapshot import MOST_SNAPSHOTS, SnapshotVm
 from vmorch.core.planning.acts import Act, Answer, Because, Later, Policy
 from vmorch.core.planning.admission import BY_SCHEDULE, admit_scheduled
 from vmorch.core.snapshot import Schedule, Snapshot
+from vmorch.core.value import Value
 
 AT_ONCE = 4
 """On how many VMs of one host snapshots are taken by schedule at once, and on how many others some are deleted."""
@@ -147,14 +146,14 @@ Load = Counter[tuple[HostId | None, type[ScheduledAct]]]
 """On how many VMs of a host each thing is being done."""
 
 
-class Wish(Struct, frozen=True, kw_only=True):
+class Wish(Value, frozen=True, kw_only=True):
     """What the schedule of a VM wants next, and since or from when on."""
 
     at: datetime
     act: Scheduled
 
 
-class Standing(Struct, frozen=True, kw_only=True):
+class Standing(Value, frozen=True, kw_only=True):
     """What follows from a VM's snapshots and layers alone: when the newest was taken by schedule, which the schedule
     does not keep, and whether there are layers that nobody needs."""
 
@@ -163,7 +162,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     spare: bool
 
 
-class Outlook(Struct, frozen=True, kw_only=True):
+class Outlook(Value, frozen=True, kw_only=True):
     """What becomes of a schedule: when the next snapshot is due, why that one is not taken then, and which are too
     many."""
 

@@ -7,8 +7,6 @@ judge whether the plan would still work: that is planning anew.
 
 from collections.abc import Callable, Iterable
 
-from msgspec import Struct
-
 from vmorch.core.aggregates import host as hosts
 from vmorch.core.aggregates import vm as vms
 from vmorch.core.aggregates.budget import BudgetCreated, BudgetDeleted
@@ -27,9 +25,10 @@ from vmorch.core.operations.label import VmLabelled
 from vmorch.core.operations.resize import VmResized
 from vmorch.core.operations.take_snapshot import SnapshotVm
 from vmorch.core.planning.drain import digest_of
+from vmorch.core.value import Value
 
 
-class Touch(Struct, frozen=True, kw_only=True):
+class Touch(Value, frozen=True, kw_only=True):
     """A later event that a plan must not ignore."""
 
     position: Position

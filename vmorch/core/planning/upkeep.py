@@ -5,8 +5,6 @@ Must not append; from its start on, a maintenance is driven by its policy.
 
 from datetime import datetime, timedelta
 
-from msgspec import Struct
-
 from vmorch.core.aggregates import maintenance as maintenances
 from vmorch.core.aggregates.drain import DrainOptions, DrainPlan
 from vmorch.core.aggregates.maintenance import (
@@ -27,9 +25,10 @@ from vmorch.core.planning.draining import end_moves
 from vmorch.core.planning.maintaining import foreseen
 from vmorch.core.planning.undertakings import NAMED, check_idle
 from vmorch.core.planning.view import view_of
+from vmorch.core.value import Value
 
 
-class Foresight(Struct, frozen=True, kw_only=True):
+class Foresight(Value, frozen=True, kw_only=True):
     """A group of hosts that would be away together, and how it would be emptied now."""
 
     hosts: tuple[HostId, ...]

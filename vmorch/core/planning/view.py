@@ -2,8 +2,6 @@
 
 from collections.abc import Collection, Mapping
 
-from msgspec import Struct
-
 from vmorch.core.aggregates.budget import Budget
 from vmorch.core.aggregates.cluster import Policy
 from vmorch.core.aggregates.drain import Drain
@@ -11,9 +9,10 @@ from vmorch.core.aggregates.host import Host
 from vmorch.core.aggregates.vm import Vm
 from vmorch.core.fleet import Fleet
 from vmorch.core.ids import HostId, Position, Stream
+from vmorch.core.value import Value
 
 
-class ClusterView(Struct, frozen=True, kw_only=True):
+class ClusterView(Value, frozen=True, kw_only=True):
     """The cluster as of `position`. `visiting` are VMs of other hosts that are on their way to a host, or that may have
     left something running there. `drains` are those under way, `erased` the subjects whose keys are destroyed."""
 

@@ -7,7 +7,6 @@ which ones do.
 
 from collections.abc import Mapping, Sequence
 
-from msgspec import Struct
 from msgspec.structs import replace
 
 from vmorch.core.aggregates.budget import Budget, unavailable
@@ -22,6 +21,7 @@ from vmorch.core.planning.groups import Groups, Use
 from vmorch.core.planning.mobility import unfitness
 from vmorch.core.planning.room import UNITS, Room
 from vmorch.core.planning.view import ClusterView
+from vmorch.core.value import Value
 
 REPAIRS = 400
 """How many other places are looked for at most, in one plan, for moves that stand in another's way."""
@@ -29,7 +29,7 @@ NAMED = 10
 """How many hosts a cause names at most."""
 
 
-class Wish(Struct, frozen=True, kw_only=True):
+class Wish(Value, frozen=True, kw_only=True):
     """A VM that shall move (or be shut down or started) like this. `only` names the one host that it may go to."""
 
     vm: Vm
@@ -44,7 +44,7 @@ class Wish(Struct, frozen=True, kw_only=True):
         return self.how in ("live", "offline", "restart")
 
 
-class Assigned(Struct, frozen=True, kw_only=True):
+class Assigned(Value, frozen=True, kw_only=True):
     """What was found for a wish."""
 
     wish: Wish
@@ -53,7 +53,7 @@ class Assigned(Struct, frozen=True, kw_only=True):
     why: str
 
 
-class Found(Struct, frozen=True, kw_only=True):
+class Found(Value, frozen=True, kw_only=True):
     """Every wish is in one of these, in the order of the waves."""
 
     assigned: tuple[Assigned, ...]
