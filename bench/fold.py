@@ -4,13 +4,12 @@
 
 In memory, batches of 5,000 events are in turn only parsed as JSON (the limit: msgspec without types) and decoded and
 folded into the fleet; counted is processor time, which other work on the machine does not lengthen. From an embedded
-Postgres, the same batches are in turn read and parsed as JSON, and read, decoded and folded, without the collector of
-cycles, as the server does it; counted is wall time. A
-rebuild is the server's own, `Projector.rebuild`: it reads the log, folds it, and replaces all rows in one transaction.
-Beside it the first events are folded too, but each row that an event changes is upserted by a statement of its own,
-1,000 events in a transaction. The events are invented (see bench/invented.py), their making and appending is not part
-of any figure but the one that says so. Exits with 1 if a promise is missed: REPLAY of the rate without folding, REBUILD
-times the rate of single upserts.
+Postgres, batches of the size that a replay takes are in turn read and parsed as JSON, and read, decoded and folded,
+without the collector of cycles, as the server does it; counted is wall time. A rebuild is the server's own,
+`Projector.rebuild`: it reads the log, folds it, and replaces all rows in one transaction. Beside it the first events
+are folded too, but each row that an event changes is upserted by a statement of its own, 1,000 events in a transaction. The
+events are invented (see bench/invented.py), their making and appending is not part of any figure but the one that says
+so. Exits with 1 if a promise is missed: REPLAY of the rate without folding, REBUILD times the rate of single upserts.
 """
 
 import argparse
@@ -35,6 +34,7 @@ from vmorch.core.fleet import Fleet
 from vmorch.core.ids import Position, Stream
 from vmorch.core.records import Recorded
 from vmorch.embedded import EmbeddedPostgres
+from vmorch.engine.history import BATCH as TURN
 from vmorch.log import schema
 from vmorch.log.folding import uncollected
 from vmorch.log.store import EventLog
@@ -123,7 +123,7 @@ async def replay(store: EventLog, events: int) -> tuple[list[float], list[float]
     while after < events:
         for number in (0, 1) if len(parsed) % 2 else (1, 0):
             began = time.perf_counter()
-            batch = await store.read(after, BATCH, Position(events))
+            batch = await store.read(after, TURN, Position(events))
             if number:
                 fold_into(fleet, batch)
             else:

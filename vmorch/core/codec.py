@@ -4,9 +4,11 @@ Must not interpret a message: unknown kinds and unreadable bytes are refused wit
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
+from msgspec import Meta as Shape
+from msgspec import Raw
 
 from vmorch.core.ids import Position, Stream
 from vmorch.core.messages import EVENTS, HOST_COMMANDS, Event, HostCommand, Message, Meta
@@ -30,11 +32,12 @@ class Unreadable(Exception):
 
 
 class Packed(Value, frozen=True, kw_only=True):
-    """A message inside another one (a step's host command, a planned fact), with its kind and schema."""
+    """A message inside another one (a step's host command, a planned fact), with its kind and schema. It stays as it
+    was written until somebody needs it: most are folded many times and carried out once."""
 
     kind: str
     schema: int
-    data: dict[str, Any]
+    data: Annotated[Raw, Shape(extra_json_schema={"type": "object"})]
 
 
 class Fact(Value, frozen=True, kw_only=True):
@@ -76,7 +79,7 @@ def decode_event(kind: str, schema: int, data: bytes) -> Event:
         newest, read = _readers.get(kind) or _reader(kind)
         if schema == newest:
             return read(data)
-        return msgspec.convert(_lift(EVENTS[kind], schema, msgspec.json.decode(data)), EVENTS[kind])
+        return _lifted(EVENTS[kind], schema, data)
     except msgspec.MsgspecError as error:
         raise Unreadable("bad-shape", f"{kind} schema {schema}: {error}") from error
 
@@ -91,7 +94,7 @@ def _reader(kind: str) -> tuple[int, Callable[[bytes], Event]]:
 
 def pack(message: Message) -> Packed:
     """A message as data to be carried by another."""
-    return Packed(kind=message.kind, schema=message.schema, data=msgspec.to_builtins(message))
+    return Packed(kind=message.kind, schema=message.schema, data=Raw(_encode(message)))
 
 
 def unpack_host_command(packed: Packed) -> HostCommand:
@@ -109,9 +112,17 @@ def _unpack(packed: Packed, table: Mapping[str, type[T]]) -> T:
     if cls is None:
         raise Unreadable("unknown-kind", f"no message is called {packed.kind!r}")
     try:
-        return msgspec.convert(_lift(cls, packed.schema, packed.data), cls)
-    except msgspec.ValidationError as error:
+        if packed.schema == cls.schema:
+            return msgspec.json.decode(packed.data, type=cls)
+        return _lifted(cls, packed.schema, packed.data)
+    except msgspec.MsgspecError as error:
         raise Unreadable("bad-shape", f"{packed.kind} schema {packed.schema}: {error}") from error
+
+
+def _lifted(cls: type[T], schema: int, data: bytes) -> T:
+    fields = _lift(cls, schema, msgspec.json.decode(data, type=dict[str, Any]))
+    # by way of bytes, because the messages inside stay bytes
+    return msgspec.json.decode(_encode(fields), type=cls)
 
 
 def _lift(cls: type[Message], schema: int, fields: dict[str, Any]) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 Must not read or write anything; `apply` is the only way in and takes facts in log order.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Any, TypeVar
 
-from msgspec.structs import replace
+from msgspec.structs import force_setattr, replace
 
 import vmorch.core.operations  # noqa: F401  registers every operation's facts before the first is read
 from vmorch.core.aggregates import cluster as clusters
@@ -48,6 +48,7 @@ from vmorch.core.messages import Event
 from vmorch.core.operation import Change
 from vmorch.core.operations.rename import VmRenamed
 from vmorch.core.records import NameClaim
+from vmorch.core.value import Value
 
 CERTIFIED = "certificate"
 """The scope of the names in certificates."""
@@ -62,6 +63,7 @@ KEPT_PLANS = 1000
 nobody decides about one while so many are made."""
 
 T = TypeVar("T", Vm, Host, Image, Token, Budget, Backup, Volume)
+S = TypeVar("S", bound=Value)
 AFTERMATH = frozenset({"settle", "tidy"})
 """Operations that nobody asked for: a migration before them is why."""
 
@@ -93,7 +95,7 @@ class Fleet:
         self._deleted: deque[VmId] = deque()
         self._over: deque[DrainId] = deque()
         self._through: deque[str] = deque()
-        self._planned: dict[DrainId, None] = {}
+        self._planned: OrderedDict[DrainId, None] = OrderedDict()
 
     def apply(self, fact: Fact) -> None:
         """Take the next fact. Facts of kinds that no aggregate knows only move the position on."""
@@ -104,35 +106,35 @@ class Fleet:
             self._vm(id, event, version, at)
         elif isinstance(event, HostEvent):
             host = self.hosts.get(id) or Host(id=id, name="")
-            self.hosts[host.id] = replace(event.apply(host, at), version=version)
+            self.hosts[host.id] = _versioned(event.apply(host, at), host, version)
         elif isinstance(event, ImageEvent):
             image = self.images.get(id) or Image(id=id)
-            self.images[image.id] = replace(event.apply(image, at), version=version)
+            self.images[image.id] = _versioned(event.apply(image, at), image, version)
         elif isinstance(event, TokenEvent):
             token = self.tokens.get(id) or Token(id=id)
-            self.tokens[id] = replace(event.apply(token, at), version=version)
+            self.tokens[id] = _versioned(event.apply(token, at), token, version)
         elif isinstance(event, DrainEvent):
             self._drain(id, event, version, at)
         elif isinstance(event, MaintenanceEvent):
             self._maintenance(id, event, version, at)
         elif isinstance(event, BudgetEvent):
             budget = self.budgets.get(id) or Budget(id=id)
-            self.budgets[id] = replace(event.apply(budget, at), version=version)
+            self.budgets[id] = _versioned(event.apply(budget, at), budget, version)
         elif isinstance(event, BackupEvent):
             self._backup(id, event, version, at)
         elif isinstance(event, VolumeEvent):
             self._volume(id, event, version, at)
         elif isinstance(event, ClusterEvent):
-            self.cluster = replace(event.apply(self.cluster, at), version=version)
+            self.cluster = _versioned(event.apply(self.cluster, at), self.cluster, version)
         elif isinstance(event, ErasureEvent):
-            self.erasures = replace(event.apply(self.erasures, at), version=version)
+            self.erasures = _versioned(event.apply(self.erasures, at), self.erasures, version)
         self.versions[fact.stream] = version
         self.position = fact.position
         self.recorded_at = at
 
     def _vm(self, id: VmId, event: VmEvent, version: int, at: datetime) -> None:
         vm = self.vms.get(id) or Vm(id=id)
-        after = replace(event.apply(vm, at), version=version)
+        after = _versioned(event.apply(vm, at), vm, version)
         self.vms[id] = after
         if after.active is not None and after.active != vm.active:
             self.operations[after.active] = id
@@ -151,7 +153,8 @@ class Fleet:
         if known is None and not isinstance(event, BackupBegun):
             # what was found out of a backup came after it was deleted
             return
-        after = replace(event.apply(known or Backup(id=id), at), version=version)
+        before = known or Backup(id=id)
+        after = _versioned(event.apply(before, at), before, version)
         if after.gone:
             self.backups.pop(id, None)
         else:
@@ -162,7 +165,8 @@ class Fleet:
         if known is None and not isinstance(event, VolumeCreated | VolumeKept | StraySetAside):
             # what carried the work on a directory that nobody owned gives back a volume that never was
             return
-        after = replace(event.apply(known or Volume(id=id), at), version=version)
+        before = known or Volume(id=id)
+        after = _versioned(event.apply(before, at), before, version)
         if after.gone:
             self.volumes.pop(id, None)
         else:
@@ -174,13 +178,12 @@ class Fleet:
             # of a plan that was forgotten
             return
         drain = known or Drain(id=id)
-        after = replace(event.apply(drain, at), version=version)
+        after = _versioned(event.apply(drain, at), drain, version)
         self.drains[id] = after
         if after.state == "planned":
             self._planned[id] = None
             if len(self._planned) > KEPT_PLANS:
-                forgotten = next(iter(self._planned))
-                del self._planned[forgotten], self.drains[forgotten]
+                del self.drains[self._planned.popitem(last=False)[0]]
         else:
             self._planned.pop(id, None)
         if isinstance(event, MoveBegun):
@@ -188,13 +191,13 @@ class Fleet:
         if after.ended_at is not None and drain.ended_at is None:
             self._over.append(id)
             if len(self._over) > KEPT_DRAINS:
-                gone = self._over.popleft()
-                del self.drains[gone]
-                self.causes = {operation: each for operation, each in self.causes.items() if each != gone}
+                gone = self.drains.pop(self._over.popleft())
+                for operation in gone.operations:
+                    self.causes.pop(operation, None)
 
     def _maintenance(self, id: str, event: MaintenanceEvent, version: int, at: datetime) -> None:
         before = self.maintenances.get(id) or Maintenance(id=id)
-        after = replace(event.apply(before, at), version=version)
+        after = _versioned(event.apply(before, at), before, version)
         self.maintenances[id] = after
         if after.ended_at is not None and before.ended_at is None:
             self._through.append(id)
@@ -225,7 +228,7 @@ class Fleet:
         other.versions, other.operations = dict(self.versions), dict(self.operations)
         other._deleted, other._over = deque(self._deleted), deque(self._over)
         other._through = deque(self._through)
-        other._planned = dict(self._planned)
+        other._planned = OrderedDict(self._planned)
         return other
 
     def ended(self) -> tuple[tuple[VmId, ...], tuple[DrainId, ...], tuple[str, ...]]:
@@ -236,7 +239,8 @@ class Fleet:
     def end(self, deleted: deque[VmId], over: deque[DrainId], through: deque[str]) -> None:
         """Take over what `ended` told of another fleet."""
         self._deleted, self._over, self._through = deleted, over, through
-        self._planned = {id: None for id, drain in self.drains.items() if drain.state == "planned"}
+        planned = (id for id, drain in self.drains.items() if drain.state == "planned")
+        self._planned = OrderedDict.fromkeys(planned)
 
     def draining(self, host: HostId) -> DrainId | None:
         """The drain under way that empties the host."""
@@ -397,6 +401,15 @@ def name_held(fleet: Fleet, stream: Stream) -> str:
         case "volume":
             held = fleet.volumes.get(VolumeId(id))
     return "" if held is None else held.name
+
+
+def _versioned(after: S, before: S, version: int) -> S:
+    """The state that a fact made of another one, with its version."""
+    if after is before:
+        return replace(before, version=version)
+    # made just now and nobody else's yet; another copy of all its fields would be a tenth of a long fold
+    force_setattr(after, "version", version)
+    return after
 
 
 def _scope(stream: Stream) -> str:

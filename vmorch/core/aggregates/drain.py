@@ -162,7 +162,8 @@ class Begun(Value, frozen=True, kw_only=True):
 
 
 class Drain(Value, frozen=True, kw_only=True):
-    """A drain, folded from its stream. `moved_at` is when something last happened in it."""
+    """A drain, folded from its stream. `moved_at` is when something last happened in it; `operations` are all that it
+    began, also those whose place others took."""
 
     id: DrainId
     version: int = 0
@@ -184,6 +185,7 @@ class Drain(Value, frozen=True, kw_only=True):
     reason: str = ""
     begun: Mapping[VmId, Begun] = {}
     entries: Mapping[VmId, Entry] = {}
+    operations: tuple[OperationId, ...] = ()
 
     @property
     def running(self) -> bool:
@@ -282,7 +284,8 @@ class MoveBegun(DrainEvent, frozen=True, kw_only=True):
 
     def apply(self, drain: Drain, at: datetime) -> Drain:
         made = Begun(operation=self.operation, destination=self.destination, how=self.how, since=at)
-        return replace(drain, begun={**drain.begun, self.vm: made}, moved_at=at)
+        operations = (*drain.operations, self.operation)
+        return replace(drain, begun={**drain.begun, self.vm: made}, operations=operations, moved_at=at)
 
 
 @message("drain.move-ended")
