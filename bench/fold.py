@@ -7,9 +7,10 @@ folded into the fleet; counted is processor time, which other work on the machin
 Postgres, batches of the size that a replay takes are in turn read and parsed as JSON, and read, decoded and folded,
 without the collector of cycles, as the server does it; counted is wall time. A rebuild is the server's own,
 `Projector.rebuild`: it reads the log, folds it, and replaces all rows in one transaction. Beside it the first events
-are folded too, but each row that an event changes is upserted by a statement of its own, 1,000 events in a transaction. The
-events are invented (see bench/invented.py), their making and appending is not part of any figure but the one that says
-so. Exits with 1 if a promise is missed: REPLAY of the rate without folding, REBUILD times the rate of single upserts.
+are folded too, but each row that an event changes is upserted by a statement of its own, 1,000 events in a
+transaction. The events are invented (see bench/invented.py), their making and appending is not part of any figure but
+the one that says so. Exits with 1 if a promise is missed: REPLAY of the rate without folding, REBUILD times the rate
+of single upserts.
 """
 
 import argparse
