@@ -40,7 +40,7 @@ class Packed(Value, frozen=True, kw_only=True):
     data: Annotated[Raw, Shape(extra_json_schema={"type": "object"})]
 
 
-class Fact(Value, frozen=True, kw_only=True):
+class Fact(Value, frozen=True):
     """A recorded event, understood."""
 
     position: Position
@@ -63,14 +63,7 @@ def decode(record: Recorded) -> Fact:
         meta = _read_meta(record.meta)
     except msgspec.MsgspecError as error:
         raise Unreadable("bad-shape", f"meta of {record.kind}: {error}") from error
-    return Fact(
-        position=record.position,
-        stream=record.stream,
-        version=record.version,
-        event=event,
-        meta=meta,
-        recorded_at=record.recorded_at,
-    )
+    return Fact(record.position, record.stream, record.version, event, meta, record.recorded_at)
 
 
 def decode_event(kind: str, schema: int, data: bytes) -> Event:

@@ -102,35 +102,34 @@ class Fleet:
         # naming the kind of each id would be a call for each event of a long log
         id: Any = fact.stream.partition("/")[2]
         at, version, event = fact.recorded_at, fact.version, fact.event
-        if isinstance(event, VmEvent):
-            self._vm(id, event, version, at)
-        elif isinstance(event, HostEvent):
-            host = self.hosts.get(id) or Host(id=id, name="")
-            self.hosts[host.id] = _versioned(event.apply(host, at), host, version)
-        elif isinstance(event, ImageEvent):
-            image = self.images.get(id) or Image(id=id)
-            self.images[image.id] = _versioned(event.apply(image, at), image, version)
-        elif isinstance(event, TokenEvent):
-            token = self.tokens.get(id) or Token(id=id)
-            self.tokens[id] = _versioned(event.apply(token, at), token, version)
-        elif isinstance(event, DrainEvent):
-            self._drain(id, event, version, at)
-        elif isinstance(event, MaintenanceEvent):
-            self._maintenance(id, event, version, at)
-        elif isinstance(event, BudgetEvent):
-            budget = self.budgets.get(id) or Budget(id=id)
-            self.budgets[id] = _versioned(event.apply(budget, at), budget, version)
-        elif isinstance(event, BackupEvent):
-            self._backup(id, event, version, at)
-        elif isinstance(event, VolumeEvent):
-            self._volume(id, event, version, at)
-        elif isinstance(event, ClusterEvent):
-            self.cluster = _versioned(event.apply(self.cluster, at), self.cluster, version)
-        elif isinstance(event, ErasureEvent):
-            self.erasures = _versioned(event.apply(self.erasures, at), self.erasures, version)
+        fold = _FOLDS.get(event.subject)
+        if fold is not None:
+            fold(self, id, event, version, at)
         self.versions[fact.stream] = version
         self.position = fact.position
         self.recorded_at = at
+
+    def _host(self, id: HostId, event: HostEvent, version: int, at: datetime) -> None:
+        host = self.hosts.get(id) or Host(id=id, name="")
+        self.hosts[id] = _versioned(event.apply(host, at), host, version)
+
+    def _image(self, id: ImageId, event: ImageEvent, version: int, at: datetime) -> None:
+        image = self.images.get(id) or Image(id=id)
+        self.images[id] = _versioned(event.apply(image, at), image, version)
+
+    def _token(self, id: str, event: TokenEvent, version: int, at: datetime) -> None:
+        token = self.tokens.get(id) or Token(id=id)
+        self.tokens[id] = _versioned(event.apply(token, at), token, version)
+
+    def _budget(self, id: str, event: BudgetEvent, version: int, at: datetime) -> None:
+        budget = self.budgets.get(id) or Budget(id=id)
+        self.budgets[id] = _versioned(event.apply(budget, at), budget, version)
+
+    def _cluster(self, _id: str, event: ClusterEvent, version: int, at: datetime) -> None:
+        self.cluster = _versioned(event.apply(self.cluster, at), self.cluster, version)
+
+    def _audit(self, _id: str, event: ErasureEvent, version: int, at: datetime) -> None:
+        self.erasures = _versioned(event.apply(self.erasures, at), self.erasures, version)
 
     def _vm(self, id: VmId, event: VmEvent, version: int, at: datetime) -> None:
         vm = self.vms.get(id) or Vm(id=id)
@@ -401,6 +400,14 @@ def name_held(fleet: Fleet, stream: Stream) -> str:
         case "volume":
             held = fleet.volumes.get(VolumeId(id))
     return "" if held is None else held.name
+
+
+_FOLDS: Mapping[str, Callable[[Fleet, Any, Any, int, datetime], None]] = {
+    "vm": Fleet._vm, "host": Fleet._host, "image": Fleet._image, "token": Fleet._token, "drain": Fleet._drain,
+    "maintenance": Fleet._maintenance, "budget": Fleet._budget, "backup": Fleet._backup, "volume": Fleet._volume,
+    "cluster": Fleet._cluster, "audit": Fleet._audit,
+}  # fmt: skip
+"""How the facts about each kind of thing are folded."""
 
 
 def _versioned(after: S, before: S, version: int) -> S:

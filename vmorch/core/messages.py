@@ -26,6 +26,8 @@ class Message(Value, frozen=True, kw_only=True, omit_defaults=True, forbid_unkno
 class Event(Message, frozen=True, kw_only=True):
     """A fact, named in the past tense. Belongs to the stream that it is appended to."""
 
+    subject: ClassVar[str] = ""
+    """The kind of thing that it is about."""
     unasked: ClassVar[bool] = False
     """Whether a host shows it of its own accord, whatever it answers at the same time."""
 
