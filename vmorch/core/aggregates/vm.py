@@ -34,6 +34,7 @@ from vmorch.core.snapshot import Schedule, Snapshot
 from vmorch.core.spec import Labels, VmSpec
 from vmorch.core.value import Value
 
+_NOTHING = MiB(0)
 KEPT_OPERATIONS = 20
 """How many finished operations a VM's state remembers; the log has all."""
 
@@ -99,9 +100,9 @@ class Vm(Value, frozen=True, kw_only=True):
     power: Power = "absent"
     power_reason: str = ""
     live_vcpus: int = 0
-    live_memory: MiB = MiB(0)
+    live_memory: MiB = _NOTHING
     live_max_vcpus: int = 0
-    live_max_memory: MiB = MiB(0)
+    live_max_memory: MiB = _NOTHING
     addresses: tuple[str, ...] = ()
     observed_at: datetime | None = None
     created_at: datetime | None = None
@@ -389,15 +390,16 @@ def _see_step(vm: Vm, operation: OperationId, index: int, seen: Observed | None,
 def see(vm: Vm, seen: Observed, at: datetime) -> Vm:
     """The VM as just observed. Figures that an observation leaves out stay as they were while it runs."""
     on = seen.power in ("running", "paused")
-    if on and vm.spec is not None and vm.power not in ("running", "paused", "unknown"):
-        # the domain was started with what was asked then; a later resize does not reach beyond it
-        vm = replace(vm, live_max_vcpus=vm.spec.max_vcpus, live_max_memory=vm.spec.max_memory)
+    # the domain was started with what was asked then; a later resize does not reach beyond it
+    started = vm.spec if on and vm.power not in ("running", "paused", "unknown") else None
     return replace(
         vm,
         power=seen.power,
         power_reason=seen.reason,
         live_vcpus=(seen.vcpus or vm.live_vcpus) if on else 0,
-        live_memory=(seen.memory or vm.live_memory) if on else MiB(0),
+        live_memory=(seen.memory or vm.live_memory) if on else _NOTHING,
+        live_max_vcpus=vm.live_max_vcpus if started is None else started.max_vcpus,
+        live_max_memory=vm.live_max_memory if started is None else started.max_memory,
         addresses=(seen.addresses or vm.addresses) if on else (),
         observed_at=at,
     )
