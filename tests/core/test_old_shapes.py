@@ -11,9 +11,11 @@ import pytest
 
 from tests.golden.collect import EVENTS_PLACE, kept, registered
 from vmorch.core.codec import decode, encode
+from vmorch.core.fleet import Fleet
 from vmorch.core.ids import Position, Stream
 from vmorch.core.messages import EVENTS
 from vmorch.core.records import Recorded
+from vmorch.core.states import digest, frame_of, held, pack_frame, read_frame, read_row, restore, row_of
 from vmorch.views.rows import Rows
 
 STATES = EVENTS_PLACE.parent / "states"
@@ -73,6 +75,16 @@ def test_an_old_log_comes_to_the_state_that_it_came_to(path: Path) -> None:
     found = as_text(state(records(path)))
     assert golden.exists(), f"write what it comes to: python -m tests.golden.states {path.name}"
     assert found == golden.read_text(), f"if that is meant to be shown: python -m tests.golden.states {path.name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_state_of_an_old_log_outlives_a_checkpoint_and_can_be_compared(path: Path) -> None:
+    fleet = Fleet()
+    for record in records(path):
+        fleet.apply(decode(record))
+    rows = [read_row(row_of(each)) for each in held(fleet)]
+    again = restore(fleet.position, read_frame(pack_frame(frame_of(fleet, {}))), rows)
+    assert digest(again) == digest(fleet)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -87,7 +87,6 @@ FINGERPRINT = _fingerprint()
 """Names the shape of the state and the way it is folded."""
 
 _encode = msgspec.json.Encoder().encode
-_plain = msgspec.json.Encoder(order="deterministic").encode
 _decoders = {kind: msgspec.json.Decoder(type).decode for kind, (type, _) in KINDS.items()}
 _decoders |= {"cluster": msgspec.json.Decoder(Cluster).decode, "audit": msgspec.json.Decoder(Erasures).decode}
 _over = msgspec.json.Decoder(dict[OperationId, Operation]).decode
@@ -198,7 +197,13 @@ def state_of(fleet: Fleet, at: Stream) -> Any:
 
 def plain(state: object) -> bytes:
     """Bytes that are equal for equal states, however they came to be."""
-    return _plain(state)
+    return _encode(msgspec.to_builtins(state, str_keys=True, order="deterministic", enc_hook=_opened))
+
+
+def _opened(value: object) -> object:
+    if isinstance(value, msgspec.Raw):
+        return msgspec.json.decode(value)
+    raise NotImplementedError(type(value))
 
 
 def digest(fleet: Fleet) -> str:
