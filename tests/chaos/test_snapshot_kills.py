@@ -73,7 +73,7 @@ class Trial:
         try:
             end = self.api.over(operation, 60)
         except AssertionError:
-            print(json.dumps(self.api.operation(operation)), flush=True)
+            print(json.dumps(self.api.operation(operation)), self.kept.told(), sep="\n", flush=True)
             raise
         self.ended[end["state"]] = self.ended.get(end["state"], 0) + 1
         what = f"{self.number}: {kind}, {victim} killed in {step}: {json.dumps(end)}"

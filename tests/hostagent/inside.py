@@ -68,7 +68,7 @@ class Server:
         hypervisor = self.hypervisor
         match asked["do"]:
             case "execute" | "resolve" as what:
-                command = unpack_host_command(msgspec.convert(asked["command"], Packed))
+                command = unpack_host_command(msgspec.json.decode(msgspec.json.encode(asked["command"]), type=Packed))
                 return getattr(hypervisor, what)(command, scope)
             case "observe":
                 return hypervisor.observe(VmId(asked["vm"]))

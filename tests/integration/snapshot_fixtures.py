@@ -73,6 +73,19 @@ class Kept:
 
         until(answers, 90, "the guest's agent")
 
+    def told(self) -> str:
+        """What its host says by itself, for whoever has to find out why a test failed."""
+        host = self.site.host(self.host)
+        script = (
+            f"timeout 5 virsh domstate --reason {self.vm}; timeout 5 virsh domjobinfo {self.vm}; "
+            "ps -eo pid,stat,etimes,args | cut -c1-160"
+        )
+        found = [host.run(["sh", "-c", script], check=False).stdout]
+        for daemon in ("agent", "libvirtd"):
+            lines = (host.directory / "log" / f"{daemon}.log").read_text(errors="replace").splitlines()
+            found.append("\n".join([f"-- {daemon}", *lines[-40:]]))
+        return "\n".join(found)
+
     # -- what lies on disk ----------------------------------------------------------------------------------------
 
     @property

@@ -178,5 +178,7 @@ def _break_off(kept: Kept, what: str, name: str) -> None:
         site.connected()
     operation = site.api.over(asked)
     assert operation["state"] in ("succeeded", "undone", "cancelled"), operation
+    # a host whose daemon was away tells only then what it has
+    until(lambda: site.api.vm(kept.vm)["state"] == "running", 30, "the VM seen again")
     assert not draft.exists()
     assert (name in {each["name"] for each in backups(kept)}) == (operation["state"] == "succeeded")

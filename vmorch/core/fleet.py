@@ -137,8 +137,10 @@ class Fleet:
         self.vms[id] = after
         if after.active is not None and after.active != vm.active:
             self.operations[after.active] = id
-            for forgotten in vm.operations.keys() - after.operations.keys():
-                self.operations.pop(forgotten, None)
+            for operation in vm.operations:
+                if operation in after.operations:
+                    break  # the oldest are forgotten first
+                self.operations.pop(operation, None)
         if after.deleted_at is not None and vm.deleted_at is None:
             self._deleted.append(id)
             if len(self._deleted) > KEPT_DELETED:

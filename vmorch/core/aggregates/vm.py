@@ -224,7 +224,8 @@ class OperationStarted(VmEvent, frozen=True, kw_only=True):
         kept = dict(vm.operations)
         while len(kept) >= KEPT_OPERATIONS:
             kept.pop(next(iter(kept)))
-        return replace(vm, active=self.operation, operations={**kept, self.operation: started})
+        kept[self.operation] = started
+        return replace(vm, active=self.operation, operations=kept)
 
 
 class OperationEvent(VmEvent, frozen=True, kw_only=True):
@@ -268,7 +269,7 @@ class StepDone(OperationEvent, frozen=True, kw_only=True):
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
         after = super().apply(vm, at)
-        late = vm.operations.get(self.operation)
+        late = vm.operations.get(self.operation) if after is vm else None
         if late is not None and late.outcome == "stuck" and not self.undo:
             # it ends nothing any more, but the same answer must not count twice
             done = replace(late, progress=step_done(late.progress, self.index, undo=False))
