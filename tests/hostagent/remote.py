@@ -76,7 +76,8 @@ class RemoteHypervisor:
         return self._log.read_text(errors="replace")
 
     def _order(self, what: str, command: HostCommand, scope: Scope) -> Answer:
-        asked = {"do": what, "command": pack(command), "seconds": scope.remaining()}
+        order = msgspec.json.decode(msgspec.json.encode(pack(command)))
+        asked = {"do": what, "command": order, "seconds": scope.remaining()}
         answer: Answer = msgspec.convert(self._ask(asked, scope), Answer)  # type: ignore[arg-type]
         return answer
 
@@ -112,7 +113,7 @@ class RemoteHypervisor:
 
     def _say(self, line: socket.socket, said: dict[str, Any]) -> None:
         with self._lock:
-            line.sendall(msgspec.json.encode(said) + b"\n")
+            line.sendall(json.dumps(said).encode() + b"\n")
 
     def _connected(self) -> socket.socket:
         with self._lock:
