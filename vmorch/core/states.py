@@ -121,7 +121,7 @@ def row_of(each: Held) -> StateRow:
     state, over = each.state, b""
     if isinstance(state, Vm):
         ended = {id: operation for id, operation in state.operations.items() if operation.outcome is not None}
-        state = replace(state, operations={id: state.operations[id] for id in state.operations.keys() - ended.keys()})
+        state = replace(state, operations={id: each for id, each in state.operations.items() if id not in ended})
         over = zlib.compress(_encode(ended), 1) if ended else b""
     return StateRow(each.stream, each.name, zlib.compress(_encode(state), 1), over)
 
