@@ -11,7 +11,7 @@ from databases import Database
 from logbook import an_append, assert_well_formed, everything, more_than, on, until
 
 from vmorch.core.ids import Position, RequestId, Stream
-from vmorch.core.records import NewEvent, StreamAppend
+from vmorch.core.records import NewEvent, Recorded, StreamAppend
 from vmorch.log.batch import columns, encode
 from vmorch.log.errors import InvalidAppend, LogUnavailable, VersionConflict
 from vmorch.log.store import EventLog
@@ -198,3 +198,25 @@ async def test_a_closed_log_refuses_and_has_written_what_it_was_given(database: 
     assert [(await caller).first for caller in callers] == [1, 2, 3, 4, 5]
     with pytest.raises(LogUnavailable):
         await log.append(an_append(on("vm/9", 0)))
+
+
+async def test_what_followers_get_from_memory_is_what_the_log_holds(database: Database, event_log: EventLog) -> None:
+    other = await EventLog.open(database.app_url)
+    seen: dict[str, list[Recorded]] = {"here": [], "there": []}
+
+    async def follow(log: EventLog, name: str) -> None:
+        async for events in log.follow(Position(0)):
+            seen[name] += events
+
+    followers = [asyncio.create_task(follow(event_log, "here")), asyncio.create_task(follow(other, "there"))]
+    for number in range(40):
+        writer = other if number % 7 == 3 else event_log
+        await writer.append(an_append(on(f"vm/{number}", 0, events=3, note="é"), on("host/1", number)))
+    await until(lambda: all(len(each) == 160 for each in seen.values()))
+    for follower in followers:
+        follower.cancel()
+    await asyncio.gather(*followers, return_exceptions=True)
+    await other.close()
+    held = await everything(event_log)
+    assert seen["here"] == seen["there"] == held
+    assert [each.recorded_at.isoformat() for each in seen["here"]] == [each.recorded_at.isoformat() for each in held]

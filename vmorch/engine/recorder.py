@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from vmorch.core.aggregates.vm import OperationEvent
+from vmorch.core.aggregates.vm import OperationEvent, OperationFinished
 from vmorch.core.codec import Fact, decode, encode, unpack_event
 from vmorch.core.errors import Rejected
 from vmorch.core.fleet import names_touched
@@ -138,13 +138,19 @@ class Recorder:
         fleet = self.world.fleet
         said: Said = {}
         under: OperationId | None = None
+        ending: Meta | None = None
         for each in changes:
             event = unpack_event(each.event)
             if isinstance(event, OperationEvent):
                 under = event.operation
+                ending = self._ending(event, meta)
             # what is told with a step or an end follows from it, but for what a host shows beside its answer
             of = None if event.unasked else under
-            about = self._cause(each.stream, self._about(each.stream, event, meta), of)
+            if ending is not None and of is not None:
+                # it follows from the answer before it, whose position is not known yet
+                about = self._about(each.stream, event, ending)
+            else:
+                about = self._cause(each.stream, self._about(each.stream, event, meta), of)
             said.setdefault(each.stream, []).append((event, about))
         claims, releases = names_touched(fleet, changes)
         streams = tuple(
@@ -157,6 +163,16 @@ class Recorder:
         )
         request = meta.request if claim else None
         return Append(streams=streams, claims=claims, releases=releases, request=request), said
+
+    def _ending(self, event: OperationEvent, meta: Meta) -> Meta | None:
+        """Of an end that is recorded with a host's answer: the host's word, but the act of who asked for it."""
+        found = self.world.fleet.operation(event.operation)
+        if meta.session is None or found is None or not isinstance(event, OperationFinished):
+            return None
+        _, asked = found
+        return msgspec.structs.replace(
+            meta, actor=asked.actor, reason=asked.reason, operation=asked.id, correlation=asked.id, session=None
+        )
 
     def _about(self, at: Stream, event: Event, meta: Meta) -> Meta:
         """What belongs to a maintenance, or to an operation of a drain, says so, whoever told of it."""

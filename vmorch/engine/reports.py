@@ -4,7 +4,7 @@ A report is answered only when all of it is in the log, so the agent may forget 
 about a host that the host's own key did not sign, nor about VMs that do not stand on it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime
 from typing import Literal
 
@@ -24,12 +24,14 @@ from vmorch.core.aggregates.vm import (
     VmDrifted,
     VmEvent,
     VmObserved,
+    close_operation,
 )
+from vmorch.core.codec import unpack_event
 from vmorch.core.errors import Rejected
-from vmorch.core.fleet import Fleet
+from vmorch.core.fleet import Fleet, names_touched
 from vmorch.core.hostcommands import Answer, Done, Failed, Observed
-from vmorch.core.ids import CommandId, HostId, OperationId, Position, VmId, stream
-from vmorch.core.operation import Change, change
+from vmorch.core.ids import CommandId, HostId, OperationId, Position, Stream, VmId, stream
+from vmorch.core.operation import Change, Finish, change, next_action
 from vmorch.core.planning import errands
 from vmorch.engine.recorder import Recorder
 from vmorch.log.errors import LogError
@@ -90,9 +92,14 @@ def parse_order_id(id: CommandId) -> OrderRef | None:
     return None
 
 
-def changes_of(fleet: Fleet, host: Host, report: Report) -> list[Change]:
-    """The events that a report adds to what the fleet already knows. Pure; the same report twice adds nothing."""
-    seen = Sightings(fleet)
+def changes_of(
+    fleet: Fleet, host: Host, report: Report, halted: Container[Stream] = frozenset()
+) -> list[Change]:
+    """The events that a report adds to what the fleet already knows. Pure; the same report twice adds nothing.
+
+    An operation ends with the answer to its last order, unless its end concerns a stream that is `halted`.
+    """
+    seen = Sightings(fleet, halted)
     found: list[Change] = []
     for item in report.items:
         match item:
@@ -110,8 +117,9 @@ def changes_of(fleet: Fleet, host: Host, report: Report) -> list[Change]:
 class Sightings:
     """VMs as they are after the items of a report so far: each item is judged against what came before it."""
 
-    def __init__(self, fleet: Fleet) -> None:
+    def __init__(self, fleet: Fleet, halted: Container[Stream]) -> None:
         self.fleet = fleet
+        self.halted = halted
         self._after: dict[VmId, Vm] = {}
 
     def vm(self, id: VmId) -> Vm | None:
@@ -120,10 +128,15 @@ class Sightings:
 
     def add(self, vm: Vm, event: VmEvent) -> Change:
         """The change for an event, which counts for the items after it."""
+        self.take(vm, event)
+        return change(stream("vm", vm.id), event)
+
+    def take(self, vm: Vm, event: VmEvent) -> Vm:
+        """The VM after an event, which counts for the items after it."""
         at = self.fleet.recorded_at or vm.observed_at
         assert at is not None
-        self._after[vm.id] = event.apply(vm, at)
-        return change(stream("vm", vm.id), event)
+        after = self._after[vm.id] = event.apply(vm, at)
+        return after
 
 
 def _hello(seen: Sightings, host: Host, report: Report, hello: Hello) -> list[Change]:
@@ -222,7 +235,7 @@ def _step_answered(
                 frozen=frozen,
             )
             then = step.then if not undo and step.judged is None else ()
-            return [seen.add(vm, event), *then, *more]
+            return [seen.add(vm, event), *then, *more, *_end(seen, vm.id, id)]
         case Failed(code=code, message=message, observed=observed, blockers=blockers):
             event = StepFailed(
                 operation=id,
@@ -235,7 +248,25 @@ def _step_answered(
                 observed=observed,
                 blockers=blockers,
             )
-            return [seen.add(vm, event), *more]
+            return [seen.add(vm, event), *more, *_end(seen, vm.id, id)]
+
+
+def _end(seen: Sightings, vm_id: VmId, id: OperationId) -> tuple[Change, ...]:
+    """What an operation ends with, if nothing is left to do in it."""
+    vm = seen.vm(vm_id)
+    assert vm is not None
+    operation = vm.operations[id]
+    action = next_action(operation.steps, operation.progress)
+    end = close_operation(vm, operation, action) if isinstance(action, Finish) else ()
+    names, _ = names_touched(seen.fleet, end)
+    if names or any(each.stream in seen.halted for each in end):
+        # what the log might refuse must not keep the answer out of it
+        return ()
+    for each in end:
+        event = unpack_event(each.event)
+        if each.stream == stream("vm", vm_id) and isinstance(event, VmEvent):
+            vm = seen.take(vm, event)
+    return end
 
 
 def _consequences(vm: Vm, operation: Operation, index: int, answer: Answer) -> tuple[Change, ...]:
@@ -350,9 +381,10 @@ class Reports:
         if hello is not None and hello.facts.machine_id != host.machine_id:
             return Confirmation(code="identity-changed", message="the machine id is not the one that enrolled")
         meta = self.recorder.meta(actor=f"host:{host.name}", session=report.session)
+        halted = self.recorder.world.poisoned
         try:
             facts, _ = await self.recorder.record(
-                lambda: (self._readable(changes_of(fleet, fleet.hosts[id], report)), None), lambda _: meta
+                lambda: (self._readable(changes_of(fleet, fleet.hosts[id], report, halted)), None), lambda _: meta
             )
         except (LogError, Rejected) as error:
             return Confirmation(code="busy", message=str(error), incarnation=self.incarnation)

@@ -53,8 +53,9 @@ _problems = msgspec.json.Decoder(list[Repeated | Outdated | Taken])
 
 
 class Encoded(Struct, frozen=True):
-    """One append's share of every column; of those that have a line per event, the lines already joined."""
+    """One append and its share of every column; of those that have a line per event, the lines already joined."""
 
+    append: Append
     size: int
     streams: list[bytes]
     expected: list[int]
@@ -76,6 +77,7 @@ def encode(append: Append) -> Encoded:
     events = [event for part in append.streams for event in part.events]
     touched = [(False, name) for name in append.releases] + [(True, name) for name in append.claims]
     return Encoded(
+        append=append,
         size=len(events),
         streams=[_line(part.stream, "stream") for part in append.streams],
         expected=[part.expected for part in append.streams],

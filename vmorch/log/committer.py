@@ -12,6 +12,7 @@ import psycopg
 from vmorch.log.batch import ALONE, APPEND, STATEMENTS, Encoded, columns, columns_alone, is_plain, result_alone, results
 from vmorch.log.errors import InvalidAppend, LogError, LogFull, LogUnavailable
 from vmorch.log.interface import Appended
+from vmorch.log.tail import Tail
 from vmorch.log.writer import Writer
 
 # keeps one transaction, and with it everybody's wait, in the range of tens of milliseconds
@@ -25,6 +26,7 @@ class Committer:
 
     def __init__(self, url: str, committed: Callable[[], None]) -> None:
         self._url = url
+        self.tail = Tail()
         self._committed = committed
         self._waiting: deque[_Waiting] = deque()
         self._arrival = asyncio.Event()
@@ -100,9 +102,13 @@ class Committer:
                     _fail(future, answer)
                 elif not future.done():
                     future.set_result(answer)
-            done = [answer for answer in answers if isinstance(answer, Appended) and not answer.repeated]
+            done = False
+            for (append, _), answer in zip(batch, answers, strict=True):
+                if isinstance(answer, Appended) and not answer.repeated:
+                    self.tail.add(append.append, answer, len(append.datas) + len(append.metas))
+                    self.written += append.size
+                    done = True
             if done:
-                self.written += sum(answer.last - answer.first + 1 for answer in done)
                 self._committed()
 
     async def _write(self, batch: list[Encoded]) -> list[Appended | LogError]:

@@ -13,6 +13,7 @@ from vmorch.core.records import Append, NameClaim, Recorded
 from vmorch.log.batch import encode
 from vmorch.log.errors import NameTaken, VersionConflict
 from vmorch.log.interface import Appended
+from vmorch.log.tail import as_recorded
 
 
 class MemoryLog:
@@ -39,29 +40,19 @@ class MemoryLog:
                 raise VersionConflict(part.stream, part.expected, actual)
         names = self._renamed(append)
         now = max([self._clock(), *self._times[-1:]])
-        first = Position(len(self._events) + 1)
-        for part in append.streams:
-            for version, event in enumerate(part.events, start=part.expected + 1):
-                recorded = Recorded(
-                    position=Position(len(self._events) + 1),
-                    stream=part.stream,
-                    version=version,
-                    kind=event.kind,
-                    schema=event.schema,
-                    data=event.data,
-                    meta=event.meta,
-                    recorded_at=now,
-                )
-                self._events.append(recorded)
-                self._times.append(now)
-                self._streams.setdefault(part.stream, []).append(recorded)
+        before = len(self._events)
+        last = Position(before + sum(len(part.events) for part in append.streams))
+        appended = Appended(first=Position(before + 1), last=last, recorded_at=now, repeated=False)
+        for each in as_recorded(append, appended):
+            self._events.append(each)
+            self._times.append(now)
+            self._streams.setdefault(each.stream, []).append(each)
         self._names = names
-        last = Position(len(self._events))
         if append.request is not None:
-            self._requests[append.request] = (first, last)
+            self._requests[append.request] = (appended.first, last)
         grown, self._grown = self._grown, asyncio.Event()
         grown.set()
-        return Appended(first=first, last=last, recorded_at=now, repeated=False)
+        return appended
 
     async def head(self) -> Position:
         return Position(len(self._events))

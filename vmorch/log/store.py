@@ -123,7 +123,7 @@ class EventLog:
             seen = self._hints.count
             began, written = clock(), self._committer.written
             try:
-                events = await self.read(after, _PAGE)
+                events = self._committer.tail.after(after) or await self.read(after, _PAGE)
             except LogUnavailable:
                 events = []
             if events:
