@@ -131,9 +131,10 @@ def _differences(
     active = domain is not None and bool(domain.isActive())
     if not active:
         check_held(command.vm)
-    live = read_chains(domain.XMLDesc(0)) if domain is not None and active else {}
+    told = str(domain.XMLDesc(0)) if domain is not None and active else ""
+    live = read_chains(told)
     configured = {} if domain is None else read_chains(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    running = written_by(domain) if live else {}
+    running = written_by(domain, told) if live else {}
     if domain is not None and domain.snapshotNum():
         names = ", ".join(each.getName() for each in domain.listAllSnapshots())
         yield f"libvirt knows snapshots that were taken by hand: {names}; virsh snapshot-delete {command.vm} NAME"

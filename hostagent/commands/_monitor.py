@@ -114,9 +114,10 @@ class Written(msgspec.Struct, frozen=True):
     node: str
 
 
-def written_by(domain: Any) -> dict[str, Written]:
-    """What each disk of an active domain is on, by its name. Raises Rejected `busy` if QEMU does not answer."""
-    names = {alias: name for name, alias in read_aliases(domain.XMLDesc(0)).items() if alias}
+def written_by(domain: Any, told: str = "") -> dict[str, Written]:
+    """What each disk of an active domain is on, by its name. `told` is the domain's XML, if it was asked for already.
+    Raises Rejected `busy` if QEMU does not answer."""
+    names = {alias: name for name, alias in read_aliases(told or domain.XMLDesc(0)).items() if alias}
     found: dict[str, Written] = {}
     for block in _ask(domain, "query-block", _Blocks).blocks:
         # such as /machine/peripheral/virtio-disk0/virtio-backend

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
+import structlog
 from lxml import etree
 
 from hostagent.commands import _memories
@@ -29,21 +30,29 @@ from hostagent.qcow2 import read_layer
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, TakeSnapshot
 
+_log = structlog.get_logger(__name__)
+
 _ONE_STROKE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
 
 
 def _reached(command: TakeSnapshot, host: Host) -> bool:
+    # the files tell soonest that nothing was done yet
+    if not _are_made(command, host):
+        return False
     domain = find(host, command.vm)
     return domain is not None and _is_above(command, host, domain) and is_defined(host, domain, command.spec)
 
 
+def _are_made(command: TakeSnapshot, host: Host) -> bool:
+    return all(files.stands_on(command.next, layer) for files, layer in _pairs(command, host))
+
+
 def _is_above(command: TakeSnapshot, host: Host, domain: Any) -> bool:
     """Whether the guest writes to the new layers."""
+    if not _are_made(command, host):
+        return False
     found = read_disks(domain.XMLDesc(0))
-    return all(
-        found.get(files.disk.name) == str(files.of(command.next)) and files.stands_on(command.next, layer)
-        for files, layer in _pairs(command, host)
-    )
+    return all(found.get(files.disk.name) == str(files.of(command.next)) for files, _ in _pairs(command, host))
 
 
 def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
@@ -81,8 +90,19 @@ def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
             held = _take(command, host, domain, scope)
         else:
             _split(command, host)
-    define(host, command.vm, domain, command.spec)
+    _note(command, host, domain)
     return Done(observed=observe(host, domain), frozen=None if held is None else held.seconds)
+
+
+def _note(command: TakeSnapshot, host: Host, domain: Any) -> None:
+    """The domain's configuration is what it is on the new layers."""
+    try:
+        define(host, command.vm, domain, command.spec)
+    except (libvirt.libvirtError, Rejected) as error:
+        if not host.link.is_alive() or not domain.isActive():
+            raise
+        # the moment is held, and the guest goes on above it; what its configuration does not say shows as drift
+        _log.warning("the configuration after a snapshot was refused", vm=command.vm, why=str(error))
 
 
 def _pairs(command: TakeSnapshot, host: Host) -> Iterator[tuple[Files, int]]:
@@ -132,8 +152,15 @@ def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Froze
             raise
         return None
     block = nullcontext() if command.freeze is None else frozen(domain, command.freeze, scope)
-    with block as held:
-        _stroke(domain, _xml(command, host, None), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    held: Frozen | None = None
+    try:
+        with block as held:
+            _stroke(domain, _xml(command, host, None), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
+    except libvirt.libvirtError as error:
+        # libvirt also refuses if it can only not write down what it has done
+        if not host.link.is_alive() or not _is_above(command, host, domain):
+            raise
+        _log.warning("libvirt took a snapshot and could not note it", vm=command.vm, why=str(error))
     return held
 
 

@@ -492,6 +492,36 @@ def test_a_schedule_that_makes_no_sense_is_refused(guest: Guest, command: SetSna
     assert guest.refused(command) == "bad-spec"
 
 
+# answers that end an operation
+
+
+@pytest.mark.parametrize("halted", [False, True])
+def test_the_last_answer_ends_its_operation_unless_that_concerns_a_stream_that_stands_still(
+    guest: Guest, halted: bool
+) -> None:
+    guest.begin(SnapshotVm(name="one"))
+    operation = list(guest.vm.operations.values())[-1]
+    item = Answered(id=order_id(operation.id, 0, undo=False, attempt=1), answer=Done())
+    report = Report(host=guest.host, session=SessionId("session-h1"), through=1, items=(item, item))
+    fleet = guest.history.fleet
+    still = frozenset({stream("vm", guest.id)}) if halted else frozenset()
+    changes = changes_of(fleet, fleet.hosts[guest.host], report, still)
+    told = [each.event.kind for each in changes]
+    assert told[:2] == ["vm.step-done", SnapshotTaken.kind]
+    assert told[2:] == ([] if halted else ["vm.operation-finished"])
+
+
+def test_an_end_that_takes_a_name_is_not_told_with_the_answer_before_it(guest: Guest) -> None:
+    guest.begin(DeleteVm(keep_disks=True))
+    while (operation := list(guest.vm.operations.values())[-1]).progress.done < len(operation.steps):
+        item = Answered(id=order_id(operation.id, operation.progress.done, undo=False, attempt=1), answer=Done())
+        report = Report(host=guest.host, session=SessionId("session-h1"), through=1, items=(item,))
+        fleet = guest.history.fleet
+        guest.history.take(changes_of(fleet, fleet.hosts[guest.host], report))
+    assert operation.outcome is None
+    assert drive(guest.history, guest.id).outcome == "succeeded"
+
+
 # answers that come late
 
 

@@ -20,6 +20,7 @@ from vmorch.core.operations.stop import StopVm
 from vmorch.core.records import Append, NewEvent, StreamAppend
 from vmorch.engine.caller import Caller
 from vmorch.engine.reports import order_id
+from vmorch.engine.why import parent
 from vmorch.wire import subjects
 from vmorch.wire.envelopes import Answered, Confirmation, Hello, Report, Seen, seal, unseal
 
@@ -49,6 +50,24 @@ async def test_every_event_of_an_operation_names_its_actor_reason_and_operation(
         started = [fact for fact in facts if fact.meta.operation == accepted.operation]
         assert {fact.meta.actor for fact in started} == {"ada"}
         assert {fact.meta.reason for fact in started} == {"test"}
+
+
+async def test_an_operation_ends_with_its_last_answer_by_the_hand_of_who_asked(tmp_path: Path) -> None:
+    async with cluster(tmp_path, "h1") as made:
+        accepted = await made.create("web")
+        assert accepted.operation is not None
+        await made.over(accepted.operation)
+        records = await made.log.read(Position(0), 10_000)
+        (end,) = [each for each in records if each.kind == "vm.operation-finished"]
+        above = await parent(made.log, end)
+        assert above is not None
+        answer = records[above - 1]
+        assert answer.kind == "vm.step-done"
+        assert answer.recorded_at == end.recorded_at
+        said, heard = decode(end).meta, decode(answer).meta
+        assert (said.actor, said.reason, said.session) == ("ada", "test", None)
+        assert (said.operation, said.correlation) == (accepted.operation, accepted.operation)
+        assert (heard.actor, heard.session is None) == ("host:h1", False)
 
 
 async def test_a_repeated_request_gives_the_same_answer_and_one_vm(tmp_path: Path) -> None:

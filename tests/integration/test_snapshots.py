@@ -194,6 +194,25 @@ def test_a_switch_that_libvirt_died_in_is_taken_back_before_anything_else(kept: 
     assert kept.state().on_disk == state.on_disk
 
 
+def test_a_snapshot_that_its_domain_cannot_say_is_kept_and_shows_as_drift(kept: Kept) -> None:
+    held = kept.write("held")
+    configured = "/etc/libvirt/qemu"
+    on = kept.site.host(kept.host)
+    on.run(["mount", "--bind", configured, configured])
+    on.run(["mount", "-o", "remount,ro,bind", configured])
+    try:
+        take(kept, "held")
+    finally:
+        on.run(["umount", configured])
+    kept.assert_sound()
+    until(lambda: [each["field"] for each in kept.site.api.vm(kept.vm)["drift"]] == ["disks"], 60, "the drift")
+    kept.write("later")
+    take(kept, "later")
+    until(lambda: kept.site.api.vm(kept.vm)["drift"] == [], 30, "a configuration in order")
+    back(kept, "held")
+    assert kept.state().on_disk == held.on_disk
+
+
 def _qemu(kept: Kept, execute: str, **arguments: object) -> Any:
     order = json.dumps({"execute": execute, "arguments": arguments})
     return json.loads(kept.site.virsh(kept.host, "qemu-monitor-command", kept.vm, order))["return"]
