@@ -40,6 +40,8 @@ _HOT = 3000
 _REST = 25
 """How many times as long as it worked a follower rests while so much is appended: the log must not fall behind what is
 made of it."""
+_WINDOW = 0.1
+"""Seconds over which that is counted, at least: a few appends at once are no burst."""
 _SPACING = 0.02
 
 
@@ -119,9 +121,10 @@ class EventLog:
         self, after: Position, urgent: Callable[[], bool] = lambda: False
     ) -> AsyncIterator[list[Recorded]]:
         clock = asyncio.get_running_loop().time
+        since, before = clock(), self._committer.written
         while True:
             seen = self._hints.count
-            began, written = clock(), self._committer.written
+            began = clock()
             try:
                 events = self._committer.tail.after(after) or await self.read(after, _PAGE)
             except LogUnavailable:
@@ -129,8 +132,11 @@ class EventLog:
             if events:
                 after = events[-1].position
                 yield events
-                worked = clock() - began
-                if self._committer.written - written > _HOT * worked:
+                worked, passed = clock() - began, clock() - since
+                written = self._committer.written - before
+                if passed > _WINDOW:
+                    since, before = clock(), self._committer.written
+                if written > _HOT * max(passed, _WINDOW):
                     await self._rest(_REST * worked, urgent)
             else:
                 await self._hints.wait(seen)
