@@ -4,7 +4,8 @@
 
 The same appends (64 callers of one event, and one caller of 100 events) alone, while the publisher follows the same
 log in the same process, over an embedded NATS server with JetStream, and while the read models, a world and the sealer
-do so too. All three in each round. Exits with 1 if less than 0.8 of the appends alone is kept.
+do so too. All three in each round, each on a log of its own. Exits with 1 if less than 0.8 of the appends alone is
+kept.
 """
 
 import argparse
@@ -14,10 +15,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgspec
+import psycopg
 import structlog
 from msgspec import Struct
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -135,15 +139,28 @@ async def published(place: Place, callers: int, size: int, *, followers: bool) -
 
 
 async def _sealer(place: Place, log: EventLog, world: World) -> Sealer:
-    recorder, keys = Recorder(world, SystemClock()), LogKeys(place.directory, log_origin(CLUSTER, log.incarnation))
-    if not world.fleet.cluster.log_key:
-        events = announce_log_key(world.fleet.cluster, keys.create().text())
-        meta = recorder.meta(actor="bench")
-        await recorder.record(lambda: ([change(STREAM, each) for each in events], None), lambda _: meta)
+    recorder = Recorder(world, SystemClock())
+    keys = LogKeys(place.directory / log.incarnation, log_origin(CLUSTER, log.incarnation))
+    events = announce_log_key(world.fleet.cluster, keys.create().text())
+    meta = recorder.meta(actor="bench")
+    await recorder.record(lambda: ([change(STREAM, each) for each in events], None), lambda _: meta)
     return Sealer(log, Seals(place.url), keys, recorder, SystemClock())
 
 
-def measure(place: Place, rounds: int) -> tuple[list[tuple[str, ...]], bool]:
+@contextmanager
+def fresh(postgres: EmbeddedPostgres, like: Place) -> Iterator[Place]:
+    """The place with an empty log: what an earlier run appended costs those who follow this one nothing."""
+    name = f"log_{time.time_ns():x}"
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    schema.upgrade(postgres.url(name))
+    schema.create_logins(postgres.url(name))
+    yield msgspec.structs.replace(like, url=postgres.url(name, user=schema.APP_LOGIN))
+    with psycopg.connect(postgres.url(), autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def measure(postgres: EmbeddedPostgres, like: Place, rounds: int) -> tuple[list[tuple[str, ...]], bool]:
     rows, kept = [], True
     for name, callers, size in (("64 callers, 1 event", 64, 1), ("1 caller, 100 events", 1, 100)):
         bare: list[float] = []
@@ -151,24 +168,31 @@ def measure(place: Place, rounds: int) -> tuple[list[tuple[str, ...]], bool]:
         with_all: list[float] = []
         behind: list[int] = []
 
-        def by_itself(callers: int = callers, size: int = size, into: list[float] = bare) -> None:
+        def by_itself(place: Place, callers: int = callers, size: int = size, into: list[float] = bare) -> None:
             into.append(asyncio.run(alone(place, callers, size)))
 
         def beside(
-            callers: int = callers, size: int = size, into: list[float] = with_publisher, behind: list[int] = behind
+            place: Place,
+            callers: int = callers,
+            size: int = size,
+            into: list[float] = with_publisher,
+            behind: list[int] = behind,
         ) -> None:
             rate, lag = asyncio.run(published(place, callers, size, followers=False))
             into.append(rate)
             behind.append(lag)
 
-        def beside_all(callers: int = callers, size: int = size, into: list[float] = with_all) -> None:
+        def beside_all(
+            place: Place, callers: int = callers, size: int = size, into: list[float] = with_all
+        ) -> None:
             into.append(asyncio.run(published(place, callers, size, followers=True))[0])
 
-        runs: list[Callable[[], None]] = [by_itself, beside, beside_all]
+        runs: list[Callable[[Place], None]] = [by_itself, beside, beside_all]
         for number in range(rounds):
             # whoever goes first changes, so that a drifting machine favours none
             for run in runs[number % 3 :] + runs[: number % 3]:
-                run()
+                with fresh(postgres, like) as place:
+                    run(place)
         found = ratios(with_publisher, bare)
         kept &= statistics.median(ratios(with_all, bare)) >= PROMISED
         rows.append(
@@ -198,10 +222,8 @@ def main() -> int:
         config = directory / "nats.conf"
         config.write_text(nats_config("127.0.0.1:-1", operator_jwt(keys, now), accounts, directory / "jetstream"))
         with EmbeddedPostgres(directory / "postgres") as postgres, EmbeddedNats(directory / "nats", config) as nats:
-            schema.upgrade(postgres.url())
-            schema.create_logins(postgres.url())
-            place = Place(postgres.url(user=schema.APP_LOGIN), nats.url, keys, directory / "seals")
-            rows, kept = measure(place, rounds)
+            place = Place(postgres.url(), nats.url, keys, directory)
+            rows, kept = measure(postgres, place, rounds)
     print(f"events/s, median (lowest-highest) of {rounds} rounds of {SECONDS:.0f} s; promised ratio {PROMISED}\n")
     head = ("append", "alone", "published", "ratio", "events behind at the end", "ratio with all followers")
     print(table(head, rows))

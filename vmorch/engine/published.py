@@ -34,9 +34,6 @@ CHUNK = 200
 """Events that one acknowledgement answers for."""
 SPACING = 0.05
 """Seconds between two batches: what is committed meanwhile shares the next."""
-REST = 25
-"""How many times as long as a batch took the publisher rests after it: those who append come first, and while they have
-the processor to themselves the stream falls behind rather than the log."""
 LOOK = 5.0
 """Seconds between looks whether the stream is still what it was."""
 RETRY = 1.0
@@ -97,7 +94,6 @@ class Published:
 
     async def _publish(self) -> None:
         """Bring the stream level with the log and keep it so, until something is in the way."""
-        clock = asyncio.get_running_loop().time
         at, follows = await self.level()
         logger.info("publishing", after=at, stream=self.stream.name)
         self._trouble = ""
@@ -108,22 +104,13 @@ class Published:
                     if state is None or state.last != at or not await self._belongs(state):
                         return
                     follows = _end(state)
-                began = clock()
                 for start in range(0, len(batch), CHUNK):
                     part = batch[start : start + CHUNK]
                     await self.stream.extend([self._message(record) for record in part], follows)
                     at = part[-1].position
                     follows = str(at)
                 if batch:
-                    await self._rest(REST * (clock() - began))
-
-    async def _rest(self, longest: float) -> None:
-        """Leave the processor to those who append, for as long as somebody does."""
-        clock = asyncio.get_running_loop().time
-        end, head = clock() + longest, await self.log.head()
-        await asyncio.sleep(SPACING)
-        while clock() < end and head != (head := await self.log.head()):  # noqa: ASYNC110  others move the head
-            await asyncio.sleep(SPACING)
+                    await asyncio.sleep(SPACING)
 
     async def level(self) -> tuple[Position, str]:
         """The position that the stream stands at, after making it this log's if it was not, and the id of the message

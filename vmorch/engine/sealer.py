@@ -11,8 +11,8 @@ import structlog
 from vmorch.audit.leaves import sealed_hash
 from vmorch.audit.merkle import Tree
 from vmorch.audit.notes import BadNote, read_checkpoint, read_key, read_note
-from vmorch.audit.sealing import ANNOUNCED, Announcement, key_in_force, seal_end
-from vmorch.audit.signing import signed_by
+from vmorch.audit.sealing import ANNOUNCED, SPAN, Announcement, key_in_force, seal_end
+from vmorch.audit.signing import LogSigner, signed_by
 from vmorch.bus.keys import BadKey
 from vmorch.core.aggregates import cluster as clusters
 from vmorch.core.aggregates.cluster import LogKeyAnnounced
@@ -31,6 +31,8 @@ logger = structlog.get_logger()
 
 EVERY = 1.0
 """Seconds between looks for what is not sealed yet."""
+AHEAD = 16 * SPAN
+"""Events whose hashes are asked for at once, if so many are not sealed yet."""
 ACTOR = "sealer"
 
 
@@ -70,26 +72,32 @@ class Sealer:
         if head < tree.size:
             self._tree = None
             raise _gone(tree.size)
+        signer: tuple[str, LogSigner] | None = None
+        ahead: tuple[bytes, ...] = ()
         while tree.size < head:
             announced = announced if announced is not None else await announcements(self._log)
+            ahead = ahead or await self._following(tree, min(head, tree.size + AHEAD))
+            end = seal_end(announced, tree.size, tree.size + len(ahead))
+            leaves, ahead = ahead[: end - tree.size], ahead[end - tree.size :]
             grown = tree.copy()
-            leaves = await self._following(tree, seal_end(announced, tree.size, head))
             completed = grown.extend(leaves)
             key = key_in_force(announced, tree.size)
             if key is None:
                 raise Rejected("other-log-key", "the log announces no key to sign with", hint="vmorch server init")
+            if signer is None or signer[0] != key:
+                signer = key, self._keys.signer(key)
             seal = Seal(
                 after=Position(tree.size),
                 size=Position(grown.size),
                 leaves=leaves,
                 edge=tuple(grown.edge),
-                note=self._keys.signer(key).sign(grown.size, grown.root()),
+                note=signer[1].sign(grown.size, grown.root()),
             )
             if await self._seals.add(seal, completed):
                 self._leaf = leaves[-1]
             else:
                 # another server was first, or this one does not know that it was: either way there is a newer seal
-                self._tree = None
+                self._tree, ahead = None, ()
                 grown = await self._resume()
             self._tree = tree = grown
 

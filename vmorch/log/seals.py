@@ -18,8 +18,9 @@ _SEAL: LiteralString = "SELECT size, after, leaves, edge, note FROM vmorch.seals
 # The framing of vmorch.audit.leaves, in SQL. Where the events are, hashing costs appends a third of what it costs to
 # fetch them for it; a test holds the one against the other.
 _LEAVES: LiteralString = """
-SELECT string_agg(leaf, ''::bytea ORDER BY position), coalesce(bool_and(position = %(after)s + place), true)
-  FROM (SELECT position, row_number() OVER (ORDER BY position) AS place,
+SELECT string_agg(leaf, ''::bytea ORDER BY position),
+       coalesce(min(position) = %(after)s + 1 AND max(position) = %(after)s + count(*), true)
+  FROM (SELECT position,
                sha256('\\x00'::bytea || 'vmorch.event.1'::bytea || int8send(position) || int8send(version)
                       || int4send(schema) || int8send((extract(epoch FROM recorded_at) * 1000000)::bigint)
                       || int4send(octet_length(convert_to(stream, 'UTF8'))) || convert_to(stream, 'UTF8')
@@ -128,4 +129,5 @@ def _seal(row: Row) -> Seal:
 
 
 def _hashes(joined: bytes) -> tuple[bytes, ...]:
-    return tuple(bytes(joined[at : at + HASH]) for at in range(0, len(joined), HASH))
+    joined = bytes(joined)
+    return tuple([joined[at : at + HASH] for at in range(0, len(joined), HASH)])

@@ -37,9 +37,9 @@ _FOREVER = 2**63 - 1
 _PAGE = 1000
 _HOT = 3000
 """Events per second appended here, from which on those who append and those who follow are in each other's way."""
-_REST = 25
-"""How many times as long as it worked a follower rests while so much is appended: the log must not fall behind what is
-made of it."""
+_REST = 15
+"""How many times as long as it worked a follower rests for each that follows, while so much is appended: the log must
+not fall behind what is made of it, however many look."""
 _WINDOW = 0.1
 """Seconds over which that is counted, at least: a few appends at once are no burst."""
 _SPACING = 0.02
@@ -59,6 +59,7 @@ class EventLog:
         self._archives = archives
         self._hints = hints
         self._committer = committer
+        self._followers = 0
         self._archived = Position(0)
         """No hole in Postgres was met after this position, so that it is asked first."""
 
@@ -120,6 +121,14 @@ class EventLog:
     async def follow(
         self, after: Position, urgent: Callable[[], bool] = lambda: False
     ) -> AsyncIterator[list[Recorded]]:
+        self._followers += 1
+        try:
+            async for events in self._following(after, urgent):
+                yield events
+        finally:
+            self._followers -= 1
+
+    async def _following(self, after: Position, urgent: Callable[[], bool]) -> AsyncIterator[list[Recorded]]:
         clock = asyncio.get_running_loop().time
         since, before = clock(), self._committer.written
         while True:
@@ -137,7 +146,7 @@ class EventLog:
                 if passed > _WINDOW:
                     since, before = clock(), self._committer.written
                 if written > _HOT * max(passed, _WINDOW):
-                    await self._rest(_REST * worked, urgent)
+                    await self._rest(_REST * self._followers * worked, urgent)
             else:
                 await self._hints.wait(seen)
 
