@@ -234,14 +234,18 @@ class OperationEvent(VmEvent, frozen=True, kw_only=True):
     operation: OperationId
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
-        running = vm.operations.get(self.operation)
-        if running is None or running.outcome is not None:
-            return vm
-        return replace(vm, operations={**vm.operations, self.operation: self.advance(running, at)})
+        return replace(vm, operations=self._advanced(vm, at))
 
     def advance(self, operation: Operation, at: datetime) -> Operation:
         """The operation after this fact."""
         raise NotImplementedError(self.kind)
+
+    def _advanced(self, vm: Vm, at: datetime) -> Mapping[OperationId, Operation]:
+        """The VM's operations after this fact; the same if it comes too late to move its operation."""
+        running = vm.operations.get(self.operation)
+        if running is None or running.outcome is not None:
+            return vm.operations
+        return {**vm.operations, self.operation: self.advance(running, at)}
 
 
 @message("vm.step-done")
@@ -268,13 +272,13 @@ class StepDone(OperationEvent, frozen=True, kw_only=True):
         return replace(operation, progress=step_done(operation.progress, self.index, undo=self.undo))
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
-        after = super().apply(vm, at)
-        late = vm.operations.get(self.operation) if after is vm else None
+        operations = self._advanced(vm, at)
+        late = vm.operations.get(self.operation) if operations is vm.operations else None
         if late is not None and late.outcome == "stuck" and not self.undo:
             # it ends nothing any more, but the same answer must not count twice
             done = replace(late, progress=step_done(late.progress, self.index, undo=False))
-            after = replace(after, operations={**after.operations, self.operation: done})
-        return _see_step(after, self.operation, self.index, self.observed, at)
+            operations = {**operations, self.operation: done}
+        return _see_step(vm, self.operation, self.index, self.observed, at, operations)
 
 
 @message("vm.step-failed")
@@ -299,7 +303,7 @@ class StepFailed(OperationEvent, frozen=True, kw_only=True):
         )
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
-        return _see_step(super().apply(vm, at), self.operation, self.index, self.observed, at)
+        return _see_step(vm, self.operation, self.index, self.observed, at, self._advanced(vm, at))
 
 
 @message("vm.step-timed-out")
@@ -350,8 +354,8 @@ class OperationFinished(OperationEvent, frozen=True, kw_only=True):
         )
 
     def apply(self, vm: Vm, at: datetime) -> Vm:
-        after = super().apply(vm, at)
-        return replace(after, active=None) if after.active == self.operation else after
+        active = None if vm.active == self.operation else vm.active
+        return replace(vm, operations=self._advanced(vm, at), active=active)
 
 
 @message("vm.observed")
@@ -380,16 +384,25 @@ class VmDrifted(VmEvent, frozen=True, kw_only=True):
         return replace(vm, drift=self.drift)
 
 
-def _see_step(vm: Vm, operation: OperationId, index: int, seen: Observed | None, at: datetime) -> Vm:
-    """The VM after a step showed something. What another host than its own shows says nothing about it."""
-    running = vm.operations.get(operation)
+def _see_step(
+    vm: Vm,
+    operation: OperationId,
+    index: int,
+    seen: Observed | None,
+    at: datetime,
+    operations: Mapping[OperationId, Operation],
+) -> Vm:
+    """The VM with its operations after a step showed something. What another host than its own shows says nothing
+    about it."""
+    running = operations.get(operation)
     if seen is None or running is None or index >= len(running.steps) or running.steps[index].host != vm.host:
-        return vm
-    return see(vm, seen, at)
+        return replace(vm, operations=operations)
+    return see(vm, seen, at, operations)
 
 
-def see(vm: Vm, seen: Observed, at: datetime) -> Vm:
-    """The VM as just observed. Figures that an observation leaves out stay as they were while it runs."""
+def see(vm: Vm, seen: Observed, at: datetime, operations: Mapping[OperationId, Operation] | None = None) -> Vm:
+    """The VM as just observed, with its operations after that if they are others. Figures that an observation leaves
+    out stay as they were while it runs."""
     on = seen.power in ("running", "paused")
     # the domain was started with what was asked then; a later resize does not reach beyond it
     started = vm.spec if on and vm.power not in ("running", "paused", "unknown") else None
@@ -403,6 +416,7 @@ def see(vm: Vm, seen: Observed, at: datetime) -> Vm:
         live_max_memory=vm.live_max_memory if started is None else started.max_memory,
         addresses=(seen.addresses or vm.addresses) if on else (),
         observed_at=at,
+        operations=vm.operations if operations is None else operations,
     )
 
 
