@@ -162,7 +162,7 @@ def show(session: Session, /, position: int, causes: bool) -> None:
         else:
             session.terminal.out("\n".join(tree(session, decode(chain.body, Listing[Event]).items)))
         return
-    answer = session.client.get(f"/v1/events/{position}")
+    answer = session.client.get(f"/v1/events/{position}", {"causes": "true"})
     if structured(session):
         show_document(session, answer.body)
         return
@@ -180,7 +180,7 @@ def show(session: Session, /, position: int, causes: bool) -> None:
     ]
     optional = (
         ("Operation", found.operation),
-        ("Caused by", found.causation),
+        ("Caused by", found.causation or found.parent),
         ("Correlation", found.correlation),
         ("Request", found.request),
     )

@@ -47,9 +47,13 @@ async def test_every_event_of_an_operation_names_its_actor_reason_and_operation(
         assert accepted.operation is not None
         await made.over(accepted.operation)
         facts = [decode(record) for record in await made.log.read(Position(0), 10_000)]
-        started = [fact for fact in facts if fact.meta.operation == accepted.operation]
-        assert {fact.meta.actor for fact in started} == {"ada"}
-        assert {fact.meta.reason for fact in started} == {"test"}
+        own = [fact for fact in facts if fact.meta.operation == accepted.operation]
+        assert {fact.meta.correlation for fact in own} == {accepted.operation}
+        assert [fact.event.kind for fact in own].count("vm.step-done") == 6
+        by_ada = [fact for fact in own if fact.event.kind != "vm.step-done"]
+        assert {fact.meta.actor for fact in own if fact not in by_ada} == {"host:h1"}
+        assert {fact.meta.actor for fact in by_ada} == {"ada"}
+        assert {fact.meta.reason for fact in by_ada} == {"test"}
 
 
 async def test_an_operation_ends_with_its_last_answer_by_the_hand_of_who_asked(tmp_path: Path) -> None:

@@ -83,6 +83,7 @@ _OF_DRAINS = (
     _RUNNING,
     Parameter(name="started", about="false: plans that were not carried out", schema=BOOLEAN),
 )
+_CAUSES = Parameter(name="causes", about="true: with the position of what each event follows from", schema=BOOLEAN)
 _OF_EVENTS = (
     Parameter(name="stream", about="only this stream, such as vm/<id>", schema=STRING),
     Parameter(name="subject", about="only of this thing, such as vm/<name>", schema=STRING),
@@ -90,7 +91,7 @@ _OF_EVENTS = (
     _ACTOR,
     Parameter(name="operation", about="only of this operation", schema=STRING),
     Parameter(name="correlation", about="only of this correlation", schema=STRING),
-    Parameter(name="causes", about="true: with the position of what each event follows from", schema=BOOLEAN),
+    _CAUSES,
 )
 _AFTER_POSITION = Parameter(name="after", about="only later positions", schema=POSITION)
 _SPAN = (
@@ -300,7 +301,7 @@ _EVENTS = (
           summary="Follow the log; Last-Event-ID resumes", parameters=(*_OF_EVENTS, _AFTER_POSITION),
           media_type=SSE, answer=STRING),
     Route(method="GET", path="/v1/events/{position}", access="viewer", handler=events.show_event,
-          summary="One event", answer=_EVENT),
+          summary="One event", parameters=(_CAUSES,), answer=_EVENT),
     Route(method="GET", path="/v1/events/{position}/causes", access="viewer", handler=why.causes,
           summary="An event and what it follows from, to the first", answer=listing("Event", EventResource)),
     Route(method="GET", path="/v1/why/{kind}/{ref}", access="viewer", handler=why.why,

@@ -148,9 +148,9 @@ class Recorder:
             of = None if event.unasked else under
             if ending is not None and of is not None:
                 # it follows from the answer before it, whose position is not known yet
-                about = self._about(each.stream, event, ending)
+                about = self._about(each.stream, ending, of)
             else:
-                about = self._cause(each.stream, self._about(each.stream, event, meta), of)
+                about = self._cause(each.stream, self._about(each.stream, meta, of), of)
             said.setdefault(each.stream, []).append((event, about))
         claims, releases = names_touched(fleet, changes)
         streams = tuple(
@@ -174,14 +174,16 @@ class Recorder:
             meta, actor=asked.actor, reason=asked.reason, operation=asked.id, correlation=asked.id, session=None
         )
 
-    def _about(self, at: Stream, event: Event, meta: Meta) -> Meta:
-        """What belongs to a maintenance, or to an operation of a drain, says so, whoever told of it."""
+    def _about(self, at: Stream, meta: Meta, of: OperationId | None) -> Meta:
+        """What belongs to a maintenance, or to an operation, perhaps of a drain, says so, whoever told of it."""
         kind, id = split_stream(at)
         if kind == "maintenance":
             return meta if meta.correlation else msgspec.structs.replace(meta, correlation=id)
-        operation = event.operation if isinstance(event, OperationEvent) else meta.operation
-        cause = None if operation is None else self.world.fleet.cause(operation)
-        return meta if cause is None else msgspec.structs.replace(meta, operation=operation, correlation=cause)
+        operation = of or meta.operation
+        if operation is None:
+            return meta
+        correlation = self.world.fleet.cause(operation) or meta.correlation or operation
+        return msgspec.structs.replace(meta, operation=operation, correlation=correlation)
 
     def _cause(self, at: Stream, meta: Meta, operation: OperationId | None) -> Meta:
         """What vmorch or a host does on account of an operation or undertaking follows from the last that happened in

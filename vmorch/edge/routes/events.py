@@ -158,7 +158,8 @@ async def show_event(call: Call) -> Response:
     found = await call.services.log.read(Position(position - 1), 1) if position else []
     if not found:
         raise Rejected("no-such-event", f"the log holds no event at {position}")
-    event = event_resource(call.fleet, found[0])
+    above = await parent(call.services.log, found[0]) if requests.flag(call.request, "causes") else UNSET
+    event = event_resource(call.fleet, found[0], above)
     return answers.single("Event", event, answers.as_of(call.fleet))
 
 
