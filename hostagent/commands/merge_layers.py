@@ -6,6 +6,7 @@ of the guest's own layer. It is made while the guest stands still, so that a hos
 twice.
 """
 
+import time
 from typing import Any
 
 import libvirt
@@ -26,6 +27,7 @@ from vmorch.core.hostcommands import Done, MergeLayers
 from vmorch.core.layers import Merge, Stack, above
 
 _LOOK_EVERY, _LOOK_SOON, _SOON = 0.2, 0.005, 1.0
+_READY_SECONDS = 5.0
 
 
 def _reached(command: MergeLayers, host: Host) -> bool:
@@ -143,9 +145,22 @@ def _change_over(command: MergeLayers, host: Host, domain: Any) -> None:
         host.runs.hold(command.vm, True)
         domain.suspend()
     try:
-        domain.blockJobAbort(command.disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+        _pivot(domain, command.disk)
     finally:
         _let_go_on(command, host, domain)
+
+
+def _pivot(domain: Any, disk: str) -> None:
+    # QEMU's figures say that all is merged a moment before libvirt takes note of its word that it is ready
+    ends = time.monotonic() + _READY_SECONDS
+    while True:
+        try:
+            domain.blockJobAbort(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+            return
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_BLOCK_COPY_ACTIVE or time.monotonic() >= ends:
+                raise
+        time.sleep(_LOOK_SOON)
 
 
 def _let_go_on(command: MergeLayers, host: Host, domain: Any) -> None:
