@@ -32,7 +32,7 @@ from vmorch.core.fleet import Fleet
 from vmorch.core.ids import DrainId, OperationId, Position, Stream, VmId, split_stream
 from vmorch.core.value import Value
 
-FOLD = 1
+FOLD = 2
 """To be raised whenever the same events fold into another state of the same shape."""
 
 KINDS: Mapping[str, tuple[type[Any], str]] = {

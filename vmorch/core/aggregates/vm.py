@@ -35,7 +35,7 @@ from vmorch.core.spec import Labels, VmSpec
 from vmorch.core.value import Value
 
 _NOTHING = MiB(0)
-KEPT_OPERATIONS = 20
+KEPT_OPERATIONS = 10
 """How many finished operations a VM's state remembers; the log has all."""
 
 
