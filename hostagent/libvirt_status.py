@@ -1,9 +1,10 @@
-"""Mend what libvirt wrote of an active domain, if its daemon was killed in one of two bad moments.
+"""Mend what libvirt wrote of an active domain, if its daemon was killed in one of three bad moments.
 
-At the very end of a merge libvirt 9.0 forgets what a disk's mirror was for a moment before it forgets the mirror, and
-cannot read what it wrote in between: it comes back and takes the guest, which runs on, for one that is off. What the
-mirror was for stands in the same file, with the job. And of a domain whose QEMU it was about to begin it believes for
-ever that it is being started, and refuses every order about it. Must be used before the daemon starts, never beside it.
+At the very end of a merge libvirt 9.0 forgets what a disk's mirror was for a moment before it forgets the mirror; at
+the beginning of a backup it notes of one disk after another that QEMU is copying it. What it wrote in between it cannot
+read: it comes back and takes the guest, which runs on, for one that is off. What is missing stands in the same file,
+with the jobs. And of a domain whose QEMU it was about to begin it believes for ever that it is being started, and
+refuses every order about it. Must be used before the daemon starts, never beside it.
 """
 
 import os
@@ -41,15 +42,20 @@ def never_began(text: bytes) -> bool:
 
 
 def mended_status(text: bytes) -> bytes:
-    """A domain's state as libvirt keeps it, with the kind of job in each mirror that lost it."""
+    """A domain's state as libvirt keeps it, with the kind of job in each mirror that lost it, and each disk under way
+    that a backup is being made of."""
     status = _parsed(text)
     if status is None:
         return text
-    kinds = {
-        disk.get("dst"): job.get("type")
-        for job in status.iterfind("blockjobs/blockjob")
-        if job.get("type") in _MIRRORING and (disk := job.find("disk")) is not None
-    }
+    kinds = _jobs(status, _MIRRORING)
+    copied = _jobs(status, ("backup",))
+    unsaid = [
+        disk
+        for disk in status.iterfind("backups/domainbackup/disks/disk[@backup='yes']")
+        if disk.get("state") is None and disk.get("name") in copied
+    ]
+    for disk in unsaid:
+        disk.set("state", "running")
     lost = [
         (mirror, kind)
         for disk in status.iterfind("domain/devices/disk")
@@ -60,7 +66,16 @@ def mended_status(text: bytes) -> bytes:
     ]
     for mirror, kind in lost:
         mirror.set("job", kind)
-    return etree.tostring(status) if lost else text
+    return etree.tostring(status) if lost or unsaid else text
+
+
+def _jobs(status: etree._Element, types: tuple[str, ...]) -> dict[str | None, str | None]:
+    """The kind of the job on each disk that has one of these kinds."""
+    return {
+        disk.get("dst"): job.get("type")
+        for job in status.iterfind("blockjobs/blockjob")
+        if job.get("type") in types and (disk := job.find("disk")) is not None
+    }
 
 
 def _parsed(text: bytes) -> etree._Element | None:

@@ -169,8 +169,8 @@ def setup_libvirt_command(
 def mend_libvirt_command(run_dir: Path) -> None:
     """Let libvirtd find its guests again, if it was killed in a bad moment; to be run just before it starts.
 
-    Without it a guest whose merge was about to end runs on, and libvirtd believes it to be off; and one that was about
-    to begin seems to begin for ever.
+    Without it a guest whose merge was about to end, or whose backup had just begun, runs on, and libvirtd believes it
+    to be off; and one that was about to begin seems to begin for ever.
     """
     try:
         for line in mend(run_dir):

@@ -294,7 +294,10 @@ def archives_command(path: Path, named: Path | None) -> None:
 
     Example: vmorch server archive list
     """
-    for each, there in _run(archives(_load(named or path))):
+    found = _run(archives(_load(named or path)))
+    if not found:
+        click.echo("No partition of the log is archived.", err=True)
+    for each, there in found:
         span = f"{each.began_at:%Y-%m-%dT%H:%MZ}  {each.ended_at:%Y-%m-%dT%H:%MZ}"
         click.echo(f"{each.first}-{each.last}  {span}  {_mib(each.size)}  {each.file}  {'ok' if there else 'MISSING'}")
 

@@ -44,6 +44,36 @@ def test_a_mirror_is_told_again_what_it_is_for() -> None:
     assert mended_status(mended) == mended
 
 
+BACKUP = """<domstatus state='running' reason='booted' pid='142'>
+  <blockjobs active='yes'>
+    <blockjob name='backup-vda-libvirt-3-format' type='backup' state='running'><disk dst='vda'/></blockjob>
+    <blockjob name='backup-vdb-libvirt-2-format' type='backup' state='new'><disk dst='vdb'/></blockjob>
+  </blockjobs>
+  <backups>
+    <domainbackup mode='push'>
+      <disks>
+        <disk name='vda' backup='yes' state='running' type='file'/>
+        <disk name='vdb' backup='yes'{state} type='file'/>
+        <disk name='vdz' backup='no'/>
+      </disks>
+    </domainbackup>
+  </backups>
+</domstatus>
+"""
+
+
+def test_a_disk_that_a_backup_just_began_to_copy_is_told_to_be_under_way() -> None:
+    text = BACKUP.format(state="").encode()
+    mended = mended_status(text)
+    assert b'name="vdb" backup="yes" type="file" state="running"' in mended
+    assert b'name="vdz" backup="no"/>' in mended
+    assert mended_status(mended) == mended
+    whole = BACKUP.format(state=" state='cancelling'").encode()
+    assert mended_status(whole) == whole
+    unknown = text.replace(b"<disk dst='vdb'/>", b"<disk dst='vdc'/>")
+    assert mended_status(unknown) == unknown
+
+
 @pytest.mark.parametrize(
     "text",
     [status(vda="active-commit"), status(job="commit"), status(vda="copy", vdb=""), b"", b"<domstatus", b"<other/>"],

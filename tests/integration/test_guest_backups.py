@@ -150,7 +150,7 @@ def test_what_is_broken_off_in_the_middle_leaves_nothing_and_the_next_one_is_rig
         pieces = f"for each in $(seq {begin} 4 {begin + 36}); do dd if=/tmp/piece of=/dev/vdb bs=1M seek=$each"
         kept.shell(f"{piece}; {pieces} conv=notrunc 2>/dev/null; done; rm /tmp/piece; sync")
     last = take(kept, "begin")["name"]
-    for what in ("agent", "libvirtd", "cancel"):
+    for what in ("agent", "libvirtd", "libvirtd-at-once", "cancel"):
         state = kept.write(f"before {what}")
         _break_off(kept, what, f"broken-{what}")
         last = f"broken-{what}" if f"broken-{what}" in {each["name"] for each in backups(kept)} else last
@@ -173,12 +173,21 @@ def _break_off(kept: Kept, what: str, name: str) -> None:
     if what == "cancel":
         site.api.ask("POST", f"/v1/operations/{asked}/cancel", {})
     else:
-        host.kill(what)
-        host.start(what)
+        host.kill(what.removesuffix("-at-once"))
+        if what == "libvirtd-at-once":
+            # as it is for a moment at the beginning, before it is noted of each disk that it is copied
+            status = f"/run/libvirt/qemu/{kept.vm}.xml"
+            first = r"s/\(<disk name='vdb' backup='yes'\) state='running'/\1/"
+            host.run(["sed", "-i", first, status])
+            assert "backup='yes' type" in host.run(["cat", status]).stdout
+        host.start(what.removesuffix("-at-once"))
         site.connected()
     operation = site.api.over(asked)
     assert operation["state"] in ("succeeded", "undone", "cancelled"), operation
     # a host whose daemon was away tells only then what it has
-    until(lambda: site.api.vm(kept.vm)["state"] == "running", 30, "the VM seen again")
+    try:
+        until(lambda: site.api.vm(kept.vm)["state"] == "running", 30, "the VM seen again")
+    except AssertionError as error:
+        raise AssertionError(f"{error}; {what}; {operation}; {site.api.vm(kept.vm)}\n{kept.told()}") from error
     assert not draft.exists()
     assert (name in {each["name"] for each in backups(kept)}) == (operation["state"] == "succeeded")
