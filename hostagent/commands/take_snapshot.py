@@ -36,23 +36,18 @@ _ONE_STROKE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC | libvirt.VIR_DOMAIN_SNA
 
 
 def _reached(command: TakeSnapshot, host: Host) -> bool:
-    # the files tell soonest that nothing was done yet
-    if not _are_made(command, host):
-        return False
     domain = find(host, command.vm)
     return domain is not None and _is_above(command, host, domain) and is_defined(host, domain, command.spec)
 
 
-def _are_made(command: TakeSnapshot, host: Host) -> bool:
-    return all(files.stands_on(command.next, layer) for files, layer in _pairs(command, host))
-
-
 def _is_above(command: TakeSnapshot, host: Host, domain: Any) -> bool:
     """Whether the guest writes to the new layers."""
-    if not _are_made(command, host):
-        return False
     found = read_disks(domain.XMLDesc(0))
-    return all(found.get(files.disk.name) == str(files.of(command.next)) for files, _ in _pairs(command, host))
+    # a file that nobody writes to may be half made, and is not read
+    return all(
+        found.get(files.disk.name) == str(files.of(command.next)) and files.stands_on(command.next, layer)
+        for files, layer in _pairs(command, host)
+    )
 
 
 def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
