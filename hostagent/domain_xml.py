@@ -82,8 +82,20 @@ def read_marker(metadata: str) -> Marker | None:
     found = _parse(metadata)
     if found is None or etree.QName(found).localname != "vm":
         return None
-    figures = {str(each.get("name")): str(each.get("value")) for each in found}
-    return Marker(found.get("cluster", ""), found.get("definition", ""), figures)
+    return _marker(found)
+
+
+def find_marker(xml: str) -> Marker | None:
+    """The marker in a domain's XML, None if there is none."""
+    found = _parse(xml)
+    marker = None if found is None else found.find(f"metadata/{_MARKER}")
+    return None if marker is None else _marker(marker)
+
+
+def is_active(xml: str) -> bool:
+    """Whether the domain had a QEMU when libvirt told its XML."""
+    found = _parse(xml)
+    return found is not None and found.get("id") is not None
 
 
 def read_figures(xml: str) -> dict[str, str]:
@@ -135,6 +147,11 @@ def with_disks(xml: str, files: Mapping[str, Path]) -> str:
         if source is not None:
             disk.replace(source, _tag("source", file=str(file)))
     return etree.tostring(found, encoding="unicode")
+
+
+def _marker(element: _Element) -> Marker:
+    figures = {str(each.get("name")): str(each.get("value")) for each in element}
+    return Marker(element.get("cluster", ""), element.get("definition", ""), figures)
 
 
 def _target(disk: _Element) -> str:

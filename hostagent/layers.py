@@ -1,10 +1,12 @@
 """Make the files of disks and their layers: whole and durable, or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
 from hostagent import qemu_img
-from hostagent.layout import draft_of, make_directory, opened
+from hostagent.layout import delete_file, draft_of, make_directory, opened, write_file
+from hostagent.overlay import empty_layer
 from hostagent.qcow2 import read_layer
 from vmorch.core.errors import Rejected
 from vmorch.core.spec import ImageFormat
@@ -32,7 +34,12 @@ def make_layer(path: Path, below: Path) -> None:
     if header is None:
         raise Rejected("chain-drift", f"{below} is gone")
     make_directory(path.parent)
-    make_disk(path, header.virtual_size, below, "qcow2")
+    try:
+        write_file(path.parent, path.name, empty_layer(header.virtual_size, str(below)))
+    except OSError as error:
+        delete_file(path.parent, draft_of(path.name))
+        code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "storage-failed"
+        raise Rejected(code, f"{path}: {error.strerror}") from error
 
 
 def make_durable(directory: Path, draft: str, final: str) -> None:

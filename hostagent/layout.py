@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import stat
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,6 +149,20 @@ def delete_file(directory: Path, name: str) -> bool:
             return False
         os.unlink(name, dir_fd=descriptor)
         return True
+
+
+def discard_file(directory: Path, name: str) -> None:
+    """As `delete_file`, for a large file: its space is given back afterwards, while whoever deleted it goes on."""
+    with opened(directory) as descriptor:
+        if descriptor is None or regular_file(descriptor, name) is None:
+            return
+        # as long as somebody has it open, a file that is gone keeps its space; NFS keeps a name for it as well, which
+        # would be in the way of who wants to remove the directory
+        alone, flags = len(os.listdir(descriptor)) == 1, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        kept = None if alone else os.open(name, flags, dir_fd=descriptor)
+        os.unlink(name, dir_fd=descriptor)
+    if kept is not None:
+        threading.Thread(target=os.close, args=(kept,), name="vmorch-freeing", daemon=True).start()
 
 
 def is_clean(directory: Path, *names: str) -> bool:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
+from msgspec import Struct
 
-from hostagent.commands._domain import find
 from hostagent.commands._host import Host
-from hostagent.commands._monitor import written_by
+from hostagent.commands._monitor import ask_written
 from hostagent.commands._qemu import check_held
-from hostagent.domain_xml import read_chains
+from hostagent.domain_xml import is_active, read_chains
 from hostagent.layout import disk_file, draft_of, layer_of, opened
 from hostagent.qcow2 import LayerHeader, is_qcow2, read_layer
 from vmorch.core.errors import Rejected
@@ -60,6 +60,15 @@ class Files:
         return (None, "qcow2") if pin is None else (self._host.layout.image(self.disk.storage, pin), pin.format)
 
 
+class Held(Struct, frozen=True):
+    """The files that a VM's disks are on, topmost first, by the disks' names: as its configuration has it, and of a
+    guest that runs, as libvirt and as QEMU have it."""
+
+    configured: Mapping[str, tuple[str, ...]] = {}
+    told: Mapping[str, tuple[str, ...]] = {}
+    written: Mapping[str, tuple[str, ...]] = {}
+
+
 def files_of(host: Host, vm: VmId, disk: DiskSpec) -> Files:
     """Where a disk's layers are."""
     return Files(host, vm, disk)
@@ -76,22 +85,34 @@ def stack_named(command: LayerCommand, disk: str) -> Stack:
 def check(
     host: Host,
     command: LayerCommand,
+    domain: Any | None,
     *,
     merging: Merge | None = None,
     merged: str = "",
     changing: bool = False,
     leaving: frozenset[tuple[str, int]] = frozenset(),
-) -> None:
-    """The layers are as `command.stacks` says. Raises Rejected `chain-drift` or `guest-unheld`, libvirtError.
+) -> Held:
+    """What the VM's disks are on, once the layers are as `command.stacks` says. Raises Rejected `chain-drift` or
+    `guest-unheld`, libvirtError.
 
     What was broken off may have gone some way: a merge (`merging`, of the disk `merged`; `changing`, if a guest was
     about to change over), or a removal of the layers that are `leaving` (by disk and number).
     """
     if not command.stacks:
-        return
-    found = list(_differences(host, command, merging, merged, changing, leaving))
+        return Held()
+    told = "" if domain is None else str(domain.XMLDesc(0))
+    live = read_chains(told) if is_active(told) else {}
+    if not live:
+        check_held(command.vm)
+    # QEMU takes its time, in which the rest can be looked at
+    written = ask_written(domain, told) if live else dict
+    found = list(_lying(host, command, domain, merging, merged, leaving))
+    configured = {} if domain is None else read_chains(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    held = Held(configured, live, {name: each.files for name, each in written().items()})
+    found += _used(host, command, domain, held, merging, merged, changing)
     if found:
         raise Rejected("chain-drift", "; ".join(found[:_MOST_TOLD]), facts={"blockers": found[:_MOST_TOLD]})
+    return held
 
 
 def check_topmost(vm: VmId, paths: Iterable[Path]) -> None:
@@ -119,36 +140,48 @@ def _stands_on(path: Path, below: Path) -> bool:
     return isinstance(header, LayerHeader) and header.backing == str(below)
 
 
-def _differences(
+def _disks(
+    host: Host, command: LayerCommand, merging: Merge | None, merged: str
+) -> Iterator[tuple[Stack, Files, Merge | None]]:
+    """Each disk's layers, where they are, and which of them were about to be merged."""
+    for stack in command.stacks:
+        yield stack, files_of(host, command.vm, stack.disk), merging if merged == stack.disk.name else None
+
+
+def _lying(
     host: Host,
     command: LayerCommand,
+    domain: Any | None,
     merging: Merge | None,
     merged: str,
-    changing: bool,
     leaving: frozenset[tuple[str, int]],
 ) -> Iterator[str]:
-    domain = find(host, command.vm)
-    active = domain is not None and bool(domain.isActive())
-    if not active:
-        check_held(command.vm)
-    told = str(domain.XMLDesc(0)) if domain is not None and active else ""
-    live = read_chains(told)
-    configured = {} if domain is None else read_chains(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    running = written_by(domain, told) if live else {}
+    """What differs in the files, and in what libvirt keeps apart from any guest."""
     if domain is not None and domain.snapshotNum():
         names = ", ".join(each.getName() for each in domain.listAllSnapshots())
         yield f"libvirt knows snapshots that were taken by hand: {names}; virsh snapshot-delete {command.vm} NAME"
-    for stack in command.stacks:
-        this = merging if merged == stack.disk.name else None
-        files = files_of(host, command.vm, stack.disk)
+    for stack, files, this in _disks(host, command, merging, merged):
         going = frozenset(layer for name, layer in leaving if name == stack.disk.name)
         yield from _on_disk(files, stack, command.next, this, going)
-        off = frozenset({command.next}) if not live else frozenset()
+
+
+def _used(
+    host: Host,
+    command: LayerCommand,
+    domain: Any | None,
+    held: Held,
+    merging: Merge | None,
+    merged: str,
+    changing: bool,
+) -> Iterator[str]:
+    """What differs in what the VM is said to be on."""
+    for stack, files, this in _disks(host, command, merging, merged):
+        off = frozenset({command.next}) if not held.told else frozenset()
         # by whom a domain that is off was put on the lower layer is not to be seen, so that we wrote it down
-        gone_on = this if changing or live else None
-        yield from _in_configuration(files, stack, configured, gone_on, off)
-        yield from _in_use(files, stack, {name: found.files for name, found in running.items()}, live, this)
-        if live and domain is not None and (this is None or not _is_active_merge(stack, this)):
+        gone_on = this if changing or held.told else None
+        yield from _in_configuration(files, stack, held.configured, gone_on, off)
+        yield from _in_use(files, stack, held, this)
+        if held.told and domain is not None and (this is None or not _is_active_merge(stack, this)):
             yield from _at_work(domain, stack.disk.name)
 
 
@@ -243,19 +276,13 @@ def _in_configuration(
         )
 
 
-def _in_use(
-    files: Files,
-    stack: Stack,
-    running: Mapping[str, tuple[str, ...]],
-    live: Mapping[str, tuple[str, ...]],
-    merging: Merge | None,
-) -> Iterator[str]:
+def _in_use(files: Files, stack: Stack, held: Held, merging: Merge | None) -> Iterator[str]:
     name = stack.disk.name
-    if not live:
+    if not held.told:
         return
     wanted = tuple(_recorded(files, stack))
     merged = tuple(each for each in wanted if merging is None or each != str(files.of(merging.top)))
-    for who, found in (("libvirt", live.get(name, ())), ("QEMU", running.get(name, ()))):
+    for who, found in (("libvirt", held.told.get(name, ())), ("QEMU", held.written.get(name, ()))):
         if found != wanted and (merging is None or found != merged):
             yield (
                 f"{who} has the running guest's {name} on {_names_of(found)} and not on "

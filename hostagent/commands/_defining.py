@@ -4,9 +4,8 @@ from typing import Any
 
 import libvirt
 
-from hostagent.commands._domain import marker_of
 from hostagent.commands._host import Host
-from hostagent.domain_xml import Definition, build, digest, read_figures, read_machine
+from hostagent.domain_xml import Definition, build, digest, find_marker, read_figures, read_machine
 from hostagent.layout import SEED, SERIAL_LOG, make_directory
 from vmorch.core.ids import VmId
 from vmorch.core.spec import VmSpec
@@ -15,14 +14,14 @@ from vmorch.core.spec import VmSpec
 def is_defined(host: Host, domain: Any, spec: VmSpec) -> bool:
     """Whether our domain's persistent configuration is this."""
     xml = _xml(domain)
-    return _is_wanted(host, domain, xml, _definition(host, VmId(domain.name()), spec, read_machine(xml)))
+    return _is_wanted(domain, xml, _definition(host, VmId(domain.name()), spec, read_machine(xml)))
 
 
 def define(host: Host, vm: VmId, domain: Any | None, spec: VmSpec) -> Any | None:
     """The domain, once its persistent configuration was made this; None if it was this already."""
     xml = None if domain is None else _xml(domain)
     wanted = _definition(host, vm, spec, read_machine(xml))
-    if domain is not None and xml is not None and _is_wanted(host, domain, xml, wanted):
+    if domain is not None and xml is not None and _is_wanted(domain, xml, wanted):
         return None
     make_directory(host.layout.vm("local", vm))
     return host.link.calls.defineXMLFlags(build(wanted), 0)
@@ -43,11 +42,11 @@ def _definition(host: Host, vm: VmId, spec: VmSpec, machine: str) -> Definition:
     )
 
 
-def _is_wanted(host: Host, domain: Any, xml: str, wanted: Definition) -> bool:
-    if not domain.isPersistent():
+def _is_wanted(domain: Any, xml: str, wanted: Definition) -> bool:
+    marker = find_marker(xml)
+    if marker is None or marker.cluster != wanted.cluster or marker.digest != digest(wanted):
         return False
-    marker = marker_of(host, domain, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
-    return marker is not None and marker.digest == digest(wanted) and marker.figures == read_figures(xml)
+    return marker.figures == read_figures(xml) and bool(domain.isPersistent())
 
 
 def _xml(domain: Any) -> str:

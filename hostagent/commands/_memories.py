@@ -5,7 +5,7 @@ from typing import Any
 
 from hostagent.commands._host import Host
 from hostagent.hypervisor import Scope
-from hostagent.layout import delete_file, free_bytes, memory_file
+from hostagent.layout import delete_file, discard_file, free_bytes, memory_file
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Memory
 from vmorch.core.ids import VmId
@@ -28,13 +28,13 @@ def is_whole(path: Path) -> bool:
 
 def drop(host: Host, vm: VmId, memory: Memory) -> None:
     """The memory is not kept any longer."""
-    delete_file(host.layout.vm(memory.storage, vm), memory_file(memory.number))
+    discard_file(host.layout.vm(memory.storage, vm), memory_file(memory.number))
 
 
 def make_room(host: Host, vm: VmId, memory: Memory, domain: Any) -> Path:
     """Where the guest's memory is to be kept, with nothing there yet. Raises Rejected `disk-full`."""
-    drop(host, vm, memory)
     path = host.layout.memory(vm, memory)
+    delete_file(path.parent, path.name)
     wanted, free = domain.maxMemory() * 1024 + _OVERHEAD, free_bytes(path.parent)
     if free < wanted:
         raise Rejected("disk-full", f"the guest's memory may take {wanted} bytes and {free} are free")

@@ -114,17 +114,27 @@ class Written(msgspec.Struct, frozen=True):
     node: str
 
 
-def written_by(domain: Any, told: str = "") -> dict[str, Written]:
-    """What each disk of an active domain is on, by its name. `told` is the domain's XML, if it was asked for already.
-    Raises Rejected `busy` if QEMU does not answer."""
-    names = {alias: name for name, alias in read_aliases(told or domain.XMLDesc(0)).items() if alias}
-    found: dict[str, Written] = {}
-    for block in _ask(domain, "query-block", _Blocks).blocks:
-        # such as /machine/peripheral/virtio-disk0/virtio-backend
-        name = next((names[part] for part in block.qdev.split("/") if part in names), None)
-        if name is not None and block.inserted is not None:
-            found[name] = Written(tuple(_files(block.inserted.image)), block.inserted.node)
-    return found
+def written_by(domain: Any) -> dict[str, Written]:
+    """What each disk of an active domain is on, by its name. Raises Rejected `busy` if QEMU does not answer."""
+    return ask_written(domain, domain.XMLDesc(0))()
+
+
+def ask_written(domain: Any, told: str) -> Callable[[], dict[str, Written]]:
+    """Ask what each disk of an active domain is on, and go on; what is called for it says it, as `written_by` does.
+    `told` is the domain's XML."""
+    names = {alias: name for name, alias in read_aliases(told).items() if alias}
+    said = _begin(domain, "query-block", _Blocks)
+
+    def written() -> dict[str, Written]:
+        found: dict[str, Written] = {}
+        for block in said().blocks:
+            # such as /machine/peripheral/virtio-disk0/virtio-backend
+            name = next((names[part] for part in block.qdev.split("/") if part in names), None)
+            if name is not None and block.inserted is not None:
+                found[name] = Written(tuple(_files(block.inserted.image)), block.inserted.node)
+        return found
+
+    return written
 
 
 def bitmaps_of(domain: Any) -> dict[str, tuple[tuple[Bitmap, ...], ...]]:
@@ -243,16 +253,26 @@ def _files(image: Image | None) -> Iterator[str]:
 
 
 def _ask(domain: Any, command: str, shape: Any, **arguments: Any) -> Any:
-    """QEMU's answer. libvirt serves one question of a domain at a time, so a QEMU that hangs could hang the asker."""
+    """QEMU's answer."""
+    return _begin(domain, command, shape, **arguments)()
+
+
+def _begin(domain: Any, command: str, shape: Any, **arguments: Any) -> Callable[[], Any]:
+    """Ask QEMU, and wait for its answer when it is called for. libvirt serves one question of a domain at a time, so a
+    QEMU that hangs could hang the asker."""
     order = {"execute": command} | ({"arguments": arguments} if arguments else {})
     call = Call(lambda: libvirt_qemu.qemuMonitorCommand(domain, json.dumps(order), 0))
-    if not call.over.wait(ANSWER_SECONDS):
-        raise Rejected("busy", "QEMU does not answer")
-    if call.error is not None:
-        raise call.error
-    if shape is msgspec.Raw:
-        return None
-    try:
-        return msgspec.json.decode(str(call.value), type=shape)
-    except msgspec.MsgspecError as error:
-        raise Rejected("libvirt-refused", f"QEMU's answer to {command} is not understood: {error}") from error
+
+    def answer() -> Any:
+        if not call.over.wait(ANSWER_SECONDS):
+            raise Rejected("busy", "QEMU does not answer")
+        if call.error is not None:
+            raise call.error
+        if shape is msgspec.Raw:
+            return None
+        try:
+            return msgspec.json.decode(str(call.value), type=shape)
+        except msgspec.MsgspecError as error:
+            raise Rejected("libvirt-refused", f"QEMU's answer to {command} is not understood: {error}") from error
+
+    return answer

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import libvirt
 
@@ -12,7 +13,7 @@ from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
 from hostagent.domain_xml import read_chains
 from hostagent.hypervisor import Scope
-from hostagent.layout import delete_file, draft_of, drop_if_empty, is_clean, memory_file
+from hostagent.layout import delete_file, discard_file, draft_of, drop_if_empty, is_clean, memory_file
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, DropLayers
 
@@ -33,7 +34,7 @@ def drop_layers(command: DropLayers, host: Host, scope: Scope) -> Done:
         return Done(already=True)
     scope.check()
     for path in _named(command, host):
-        delete_file(path.parent, path.name)
+        discard_file(path.parent, path.name)
         delete_file(path.parent, draft_of(path.name))
     for memory in command.memory:
         _memories.drop(host, command.vm, memory)
@@ -50,8 +51,11 @@ def _named(command: DropLayers, host: Host) -> Iterator[Path]:
 def _check(command: DropLayers, host: Host, left: list[Path]) -> None:
     """Raises Rejected `chain-drift`, or `busy` if something needs what shall go."""
     leaving = {(name, layer) for name, layers in command.layers.items() for layer in layers}
-    check(host, command, leaving=frozenset(leaving))
-    used = set(_in_use(command, host))
+    domain = find(host, command.vm)
+    check(host, command, domain, leaving=frozenset(leaving))
+    if not left:
+        return
+    used = set(_in_use(domain))
     for path in left:
         if str(path) in used:
             raise Rejected("busy", f"{path} is in use by the domain")
@@ -59,8 +63,7 @@ def _check(command: DropLayers, host: Host, left: list[Path]) -> None:
             raise Rejected("busy", f"{', '.join(standing)} stands on {path}")
 
 
-def _in_use(command: DropLayers, host: Host) -> Iterator[str]:
-    domain = find(host, command.vm)
+def _in_use(domain: Any | None) -> Iterator[str]:
     if domain is None:
         return
     for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):

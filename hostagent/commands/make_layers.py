@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hostagent.commands._chain import check, files_of, stack_named
+from hostagent.commands._domain import find
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
 from hostagent.hypervisor import Scope
@@ -26,7 +27,7 @@ def _is_made(path: Path, below: Path) -> bool:
 def make_layers(command: MakeLayers, host: Host, scope: Scope) -> Done:
     if _reached(command, host):
         return Done(already=True)
-    check(host, command)
+    check(host, command, find(host, command.vm))
     scope.check()
     made: list[Path] = []
     try:

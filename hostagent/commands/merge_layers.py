@@ -16,12 +16,11 @@ from hostagent.commands._chain import Files, check, files_of, stack_named
 from hostagent.commands._defining import define, is_defined
 from hostagent.commands._domain import find, need, observe
 from hostagent.commands._host import Host
-from hostagent.commands._monitor import written_by
 from hostagent.commands._parking import park, unpark
 from hostagent.commands._registry import handles
 from hostagent.domain_xml import read_chains
 from hostagent.hypervisor import Expired, Scope, Withdrawn
-from hostagent.layout import delete_file
+from hostagent.layout import discard_file
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, MergeLayers
 from vmorch.core.layers import Merge, Stack, above
@@ -31,16 +30,16 @@ _READY_SECONDS = 5.0
 
 
 def _reached(command: MergeLayers, host: Host) -> bool:
-    domain = find(host, command.vm)
-    if domain is None or not is_defined(host, domain, command.spec):
+    stack = stack_named(command, command.disk)
+    files = files_of(host, command.vm, stack.disk)
+    if files.of(command.top).exists():
         return False
     if host.runs.of(command.vm).held or host.runs.of(command.vm).parked:
         return False
-    stack = stack_named(command, command.disk)
-    files = files_of(host, command.vm, stack.disk)
-    return not files.of(command.top).exists() and all(
-        files.stands_on(layer, command.into) for layer in above(stack.tree, command.top)
-    )
+    if not all(files.stands_on(layer, command.into) for layer in above(stack.tree, command.top)):
+        return False
+    domain = find(host, command.vm)
+    return domain is not None and is_defined(host, domain, command.spec)
 
 
 def _follow(command: MergeLayers, host: Host, scope: Scope) -> None:
@@ -60,30 +59,40 @@ def merge_layers(command: MergeLayers, host: Host, scope: Scope) -> Done:
         return Done(observed=observe(host, domain), already=True)
     stack = stack_named(command, command.disk)
     files = files_of(host, command.vm, stack.disk)
-    check(
+    # asked first: a job that ends meanwhile changes what the guest is on
+    begun = _at_work(command, domain)
+    held = check(
         host,
         command,
+        domain,
         merging=Merge(command.top, command.into),
         merged=command.disk,
         changing=host.runs.of(command.vm).changing == _name(command),
     )
     scope.check()
-    active, chain = bool(domain.isActive()), read_chains(domain.XMLDesc(0)).get(command.disk, ("",))
+    active, chain = bool(held.told), (held.told or held.configured).get(command.disk, ("",))
     top, into = str(files.of(command.top)), str(files.of(command.into))
-    if active and top in chain and not domain.blockJobInfo(command.disk, 0) and _did_merge(command, domain, top):
+    if active and top in chain and not begun and top not in held.written.get(command.disk, (top,)):
+        # QEMU has done it already, whatever libvirt believes
         park(host, command.vm, domain, command.spec, command.next, scope)
     elif active and top in chain:
-        _under_guest(command, host, domain, files, scope, active=chain[0] == top)
+        if not begun:
+            _begin(command, domain, files, active=chain[0] == top)
+        _under_guest(command, host, domain, scope, top, active=chain[0] == top)
     elif not _was_merged(command, stack, chain, into, active=active) and files.of(command.top).exists():
         qemu_img.commit(files.of(command.top), files.of(command.into), scope)
     _settle(command, host, domain, files, stack)
     return Done(observed=observe(host, domain))
 
 
-def _did_merge(command: MergeLayers, domain: Any, top: str) -> bool:
-    """Whether QEMU has done it already, whatever libvirt believes."""
-    written = written_by(domain).get(command.disk)
-    return written is not None and top not in written.files
+def _at_work(command: MergeLayers, domain: Any) -> bool:
+    """Whether libvirt has a block job on the disk of a guest that runs."""
+    return bool(domain.isActive() and domain.blockJobInfo(command.disk, 0))
+
+
+def _begin(command: MergeLayers, domain: Any, files: Files, *, active: bool) -> None:
+    flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if active else 0
+    domain.blockCommit(command.disk, str(files.of(command.into)), str(files.of(command.top)), 0, flags)
 
 
 def _was_merged(
@@ -102,19 +111,15 @@ def _settle(command: MergeLayers, host: Host, domain: Any, files: Files, stack: 
         if not files.stands_on(layer, command.into):
             qemu_img.stand_on(files.of(layer), files.of(command.into), "qcow2")
     define(host, command.vm, domain, command.spec)
-    delete_file(files.directory, files.of(command.top).name)
+    discard_file(files.directory, files.of(command.top).name)
     host.runs.change(command.vm, "")
 
 
 def _under_guest(
-    command: MergeLayers, host: Host, domain: Any, files: Files, scope: Scope, *, active: bool
+    command: MergeLayers, host: Host, domain: Any, scope: Scope, top: str, *, active: bool
 ) -> None:
-    """Merge while a QEMU has the layers open. Raises Withdrawn, Expired once the merge was ended, Rejected."""
-    disk, top = command.disk, str(files.of(command.top))
-    if not domain.blockJobInfo(disk, 0):
-        flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE if active else 0
-        domain.blockCommit(disk, str(files.of(command.into)), top, 0, flags)
-    looked = 0.0
+    """The merge that has begun is over. Raises Withdrawn, Expired once it was ended, Rejected."""
+    disk, looked = command.disk, 0.0
     try:
         while (job := domain.blockJobInfo(disk, 0)) and not (active and _is_ready(job)):
             pause = _LOOK_SOON if looked < _SOON else _LOOK_EVERY

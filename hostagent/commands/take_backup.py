@@ -66,7 +66,7 @@ def take_backup(command: TakeBackup, host: Host, scope: Scope) -> Done:
         raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
     if active:
         _end(domain, place.draft(command.backup))
-    check(host, command)
+    check(host, command, domain)
     scope.check()
     taking = _Taking(command, host, place, domain, scope)
     try:

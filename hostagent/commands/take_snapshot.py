@@ -1,8 +1,8 @@
 """Have a guest go on above new layers, so that the ones below hold this moment; with its memory, if that is wanted.
 
-libvirt does it in one stroke for all disks and keeps no record of its own: that would hinder the domain from moving,
-and could not be gone back to. What a daemon left half done that died in the stroke is taken back before it is tried
-again.
+libvirt does it in one stroke for all disks of a guest that runs, and keeps no record of its own: that would hinder the
+domain from moving, and could not be gone back to. What a daemon left half done that died in the stroke is taken back
+before it is tried again.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,11 @@ from vmorch.core.hostcommands import Done, TakeSnapshot
 
 _log = structlog.get_logger(__name__)
 
-_ONE_STROKE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+_ONE_STROKE = (
+    libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+)
 
 
 def _reached(command: TakeSnapshot, host: Host) -> bool:
@@ -43,7 +47,6 @@ def _reached(command: TakeSnapshot, host: Host) -> bool:
 def _is_above(command: TakeSnapshot, host: Host, domain: Any) -> bool:
     """Whether the guest writes to the new layers."""
     found = read_disks(domain.XMLDesc(0))
-    # a file that nobody writes to may be half made, and is not read
     return all(
         found.get(files.disk.name) == str(files.of(command.next)) and files.stands_on(command.next, layer)
         for files, layer in _pairs(command, host)
@@ -67,10 +70,11 @@ def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
 @handles(TakeSnapshot, reached=_reached, follow=_follow)
 def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
     domain = need(host, command.vm)
-    if _reached(command, host):
-        return Done(observed=observe(host, domain), already=True)
     held: Frozen | None = None
-    if not _is_above(command, host, domain):
+    if _is_above(command, host, domain):
+        if is_defined(host, domain, command.spec):
+            return Done(observed=observe(host, domain), already=True)
+    else:
         active = bool(domain.isActive())
         if not active and command.memory is not None:
             raise Rejected("libvirt-refused", "the domain is off and has no memory to keep")
@@ -78,13 +82,12 @@ def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
             raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
         if active:
             _take_back(command, host, domain)
-        check(host, command)
+        check(host, command, domain)
         _clear(command, host)
         scope.check()
+        _make(command, host)
         if active:
-            held = _take(command, host, domain, scope)
-        else:
-            _split(command, host)
+            held = _go_on_above(command, host, domain, scope)
     _note(command, host, domain)
     return Done(observed=observe(host, domain), frozen=None if held is None else held.seconds)
 
@@ -112,16 +115,20 @@ def _take_back(command: TakeSnapshot, host: Host, domain: Any) -> None:
     for files, layer in left:
         if believed.get(files.disk.name) == str(files.of(layer)):
             top = files.of(command.next)
-            if take_back(domain, files.disk.name, top, files.of(layer)):
-                # all that it holds is below now, where newer writes go
+            # what it held, if QEMU was on it, is below now, where newer writes go
+            if take_back(domain, files.disk.name, top, files.of(layer)) or _is_empty(top):
                 delete_file(top.parent, top.name)
+
+
+def _is_empty(path: Path) -> bool:
+    header = read_layer(path)
+    return header is not None and header.empty
 
 
 def _clear_empty(command: TakeSnapshot, host: Host) -> None:
     """An attempt that was broken off leaves nothing that stands on the layer of a guest that is off."""
     for files, _ in _pairs(command, host):
-        header = read_layer(files.of(command.next))
-        if header is not None and header.empty:
+        if _is_empty(files.of(command.next)):
             delete_file(files.directory, files.of(command.next).name)
 
 
@@ -131,6 +138,24 @@ def _clear(command: TakeSnapshot, host: Host) -> None:
         name = files.of(command.next).name
         delete_file(files.directory, name)
         delete_file(files.directory, draft_of(name))
+
+
+def _go_on_above(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Frozen | None:
+    try:
+        return _take(command, host, domain, scope)
+    except BaseException:
+        # without the daemon nobody knows whether it was not just done
+        if host.link.is_alive():
+            _give_up(command, host, domain)
+        raise
+
+
+def _give_up(command: TakeSnapshot, host: Host, domain: Any) -> None:
+    """The layers are gone that were made for nothing."""
+    if domain.isActive():
+        _take_back(command, host, domain)
+    elif not _is_above(command, host, domain):
+        _clear_empty(command, host)
 
 
 def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Frozen | None:
@@ -176,8 +201,8 @@ def _xml(command: TakeSnapshot, host: Host, memory: Path | None) -> str:
     return etree.tostring(snapshot, encoding="unicode")
 
 
-def _split(command: TakeSnapshot, host: Host) -> None:
-    """New layers for a guest that is off: nobody writes, so it need not be one stroke."""
+def _make(command: TakeSnapshot, host: Host) -> None:
+    """The new layers are there and nobody uses them: libvirt would take longer to make them."""
     made: list[Path] = []
     try:
         for files, layer in _pairs(command, host):
