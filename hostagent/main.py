@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 import structlog
+import uvloop
 
 from hostagent import hosting, sdnotify
 from hostagent import identity as files
@@ -112,7 +113,7 @@ def run_command(path: Path | None, verbose: bool) -> None:
     config = _settings(path)
     identity, pair = _enrolled(config)
     try:
-        asyncio.run(_serve(config, identity, pair))
+        uvloop.run(_serve(config, identity, pair))
     except (UnsafeBroker, files.NotEnrolled) as error:
         raise Refused(error.code, str(error)) from error
     except sqlite3.OperationalError as error:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import click
 import psycopg
 import structlog
+import uvloop
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
 
@@ -354,7 +355,7 @@ def _mib(size: int) -> str:
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     try:
-        return asyncio.run(work)
+        return uvloop.run(work)
     except Rejected as refusal:
         raise click.ClickException(f"{refusal.reason} [{refusal.code}]\nhint: {refusal.hint}") from refusal
     except LogError as error:

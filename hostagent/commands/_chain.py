@@ -87,6 +87,7 @@ def check(
     command: LayerCommand,
     domain: Any | None,
     *,
+    told: str = "",
     merging: Merge | None = None,
     merged: str = "",
     changing: bool = False,
@@ -95,12 +96,14 @@ def check(
     """What the VM's disks are on, once the layers are as `command.stacks` says. Raises Rejected `chain-drift` or
     `guest-unheld`, libvirtError.
 
-    What was broken off may have gone some way: a merge (`merging`, of the disk `merged`; `changing`, if a guest was
-    about to change over), or a removal of the layers that are `leaving` (by disk and number).
+    `told` is the domain's XML, if it was just asked for. What was broken off may have gone some way: a merge
+    (`merging`, of the disk `merged`; `changing`, if a guest was about to change over), or a removal of the layers that
+    are `leaving` (by disk and number).
     """
     if not command.stacks:
         return Held()
-    told = "" if domain is None else str(domain.XMLDesc(0))
+    if domain is not None and not told:
+        told = str(domain.XMLDesc(0))
     live = read_chains(told) if is_active(told) else {}
     if not live:
         check_held(command.vm)

@@ -23,7 +23,17 @@ def define(host: Host, vm: VmId, domain: Any | None, spec: VmSpec) -> Any | None
     wanted = _definition(host, vm, spec, read_machine(xml))
     if domain is not None and xml is not None and _is_wanted(domain, xml, wanted):
         return None
-    make_directory(host.layout.vm("local", vm))
+    return _set(host, wanted)
+
+
+def redefine(host: Host, vm: VmId, spec: VmSpec, told: str) -> None:
+    """The persistent configuration is this, whatever it was. `told` is the domain's XML, of which it keeps the machine
+    type."""
+    _set(host, _definition(host, vm, spec, read_machine(told)))
+
+
+def _set(host: Host, wanted: Definition) -> Any:
+    make_directory(host.layout.vm("local", wanted.vm))
     return host.link.calls.defineXMLFlags(build(wanted), 0)
 
 

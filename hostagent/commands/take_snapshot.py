@@ -16,13 +16,13 @@ from lxml import etree
 
 from hostagent.commands import _memories
 from hostagent.commands._chain import Files, check, files_of, stack_named
-from hostagent.commands._defining import define, is_defined
+from hostagent.commands._defining import is_defined, redefine
 from hostagent.commands._domain import find, need, observe
 from hostagent.commands._freezing import Frozen, frozen, thaw
 from hostagent.commands._host import Host
 from hostagent.commands._monitor import take_back
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import read_disks
+from hostagent.domain_xml import is_active, read_disks
 from hostagent.hypervisor import Scope
 from hostagent.layers import make_layer
 from hostagent.layout import delete_file, draft_of
@@ -41,12 +41,14 @@ _ONE_STROKE = (
 
 def _reached(command: TakeSnapshot, host: Host) -> bool:
     domain = find(host, command.vm)
-    return domain is not None and _is_above(command, host, domain) and is_defined(host, domain, command.spec)
+    if domain is None:
+        return False
+    return _is_above(command, host, domain.XMLDesc(0)) and is_defined(host, domain, command.spec)
 
 
-def _is_above(command: TakeSnapshot, host: Host, domain: Any) -> bool:
-    """Whether the guest writes to the new layers."""
-    found = read_disks(domain.XMLDesc(0))
+def _is_above(command: TakeSnapshot, host: Host, told: str) -> bool:
+    """Whether the domain of this XML writes to the new layers."""
+    found = read_disks(told)
     return all(
         found.get(files.disk.name) == str(files.of(command.next)) and files.stands_on(command.next, layer)
         for files, layer in _pairs(command, host)
@@ -58,7 +60,7 @@ def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
     if domain is None:
         return
     if not domain.isActive():
-        if not _is_above(command, host, domain):
+        if not _is_above(command, host, domain.XMLDesc(0)):
             _clear_empty(command, host)
         return
     _memories.outwait(domain, scope)
@@ -70,32 +72,33 @@ def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
 @handles(TakeSnapshot, reached=_reached, follow=_follow)
 def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
     domain = need(host, command.vm)
+    told = str(domain.XMLDesc(0))
     held: Frozen | None = None
-    if _is_above(command, host, domain):
+    if _is_above(command, host, told):
         if is_defined(host, domain, command.spec):
             return Done(observed=observe(host, domain), already=True)
     else:
-        active = bool(domain.isActive())
+        active = is_active(told)
         if not active and command.memory is not None:
             raise Rejected("libvirt-refused", "the domain is off and has no memory to keep")
         if not active and command.freeze is not None:
             raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
         if active:
             _take_back(command, host, domain)
-        check(host, command, domain)
+        check(host, command, domain, told=told)
         _clear(command, host)
         scope.check()
         _make(command, host)
         if active:
             held = _go_on_above(command, host, domain, scope)
-    _note(command, host, domain)
+    _note(command, host, domain, told)
     return Done(observed=observe(host, domain), frozen=None if held is None else held.seconds)
 
 
-def _note(command: TakeSnapshot, host: Host, domain: Any) -> None:
+def _note(command: TakeSnapshot, host: Host, domain: Any, told: str) -> None:
     """The domain's configuration is what it is on the new layers."""
     try:
-        define(host, command.vm, domain, command.spec)
+        redefine(host, command.vm, command.spec, told)
     except (libvirt.libvirtError, Rejected) as error:
         if not host.link.is_alive() or not domain.isActive():
             raise
@@ -154,7 +157,7 @@ def _give_up(command: TakeSnapshot, host: Host, domain: Any) -> None:
     """The layers are gone that were made for nothing."""
     if domain.isActive():
         _take_back(command, host, domain)
-    elif not _is_above(command, host, domain):
+    elif not _is_above(command, host, domain.XMLDesc(0)):
         _clear_empty(command, host)
 
 
@@ -178,7 +181,7 @@ def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Froze
             _stroke(domain, _xml(command, host, None), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
     except libvirt.libvirtError as error:
         # libvirt also refuses if it can only not write down what it has done
-        if not host.link.is_alive() or not _is_above(command, host, domain):
+        if not host.link.is_alive() or not _is_above(command, host, domain.XMLDesc(0)):
             raise
         _log.warning("libvirt took a snapshot and could not note it", vm=command.vm, why=str(error))
     return held

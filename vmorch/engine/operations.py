@@ -52,24 +52,20 @@ class Operations:
         self.orders = Orders(bus, cluster, signer, incarnation, keys)
         self.looking = Looking(recorder, self.orders)
         self._tasks: dict[OperationId, asyncio.Task[None]] = {}
-        self._new: asyncio.Queue[tuple[VmId, OperationId]] = asyncio.Queue()
+        self._driving = False
 
     async def run(self) -> None:
         """Drive what is under way and whatever starts, for ever."""
         ignore = self.world.on_fact(self._note)
+        self._driving = True
         for vm in list(self.world.fleet.vms.values()):
             if vm.active is not None:
-                self._new.put_nowait((vm.id, vm.active))
+                self._begin(vm.id, vm.active)
         try:
-            while True:
-                vm_id, operation = await self._new.get()
-                if operation not in self._tasks:
-                    task = asyncio.create_task(self._drive(vm_id, operation), name=f"operation {operation}")
-                    self._tasks[operation] = task
-                    task.add_done_callback(partial(self._over, vm_id, operation))
+            await asyncio.Event().wait()
         finally:
+            self._driving = False
             ignore()
-            self._new = asyncio.Queue()
             for task in self._tasks.values():
                 task.cancel()
             await asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -77,15 +73,21 @@ class Operations:
     def _note(self, fact: Fact) -> None:
         if isinstance(fact.event, VmEvent):
             vm = self.world.fleet.vms.get(VmId(split_stream(fact.stream)[1]))
-            if vm is not None and vm.active is not None and vm.active not in self._tasks:
-                self._new.put_nowait((vm.id, vm.active))
+            if vm is not None and vm.active is not None:
+                self._begin(vm.id, vm.active)
+
+    def _begin(self, vm: VmId, operation: OperationId) -> None:
+        if self._driving and operation not in self._tasks:
+            task = asyncio.create_task(self._drive(vm, operation), name=f"operation {operation}")
+            self._tasks[operation] = task
+            task.add_done_callback(partial(self._over, vm, operation))
 
     def _over(self, vm: VmId, operation: OperationId, task: asyncio.Task[None]) -> None:
         self._tasks.pop(operation, None)
         self.looking.forget(operation)
         if not task.cancelled() and task.exception() is not None:
             logger.error("operation runner failed, it begins anew", operation=operation, exc_info=task.exception())
-            asyncio.get_running_loop().call_later(RETRY, self._new.put_nowait, (vm, operation))
+            asyncio.get_running_loop().call_later(RETRY, self._begin, vm, operation)
 
     async def _drive(self, vm_id: VmId, operation_id: OperationId) -> None:
         while True:
