@@ -6,7 +6,8 @@ Needs root: it makes a lab of its own with real libvirt hosts and removes it. Tw
 one made by vmorch, one by libvirt's own calls. In each round both, in an order that turns, get a snapshot of their
 disk, one with their memory, write WRITTEN MiB, go back to the one with memory (what they are is kept first), forward
 again, and have the snapshots' layers merged under them. Compared is the time until the caller knows: the last call
-returned, or the event stream said that the operation finished. Ours also compares the layers with the log, journals,
+returned, or the event stream said that the operation finished. Afterwards both are idle and get more disks, and snapshots of
+those are taken. Ours also compares the layers with the log, journals,
 records and waits until the guest answers after a rollback; the direct calls do nothing of it. The guest's pause is the
 longest time in which its processor got nothing done while it counted, without what it waited for a processor of the
 host, as the kernel's book of its thread says. Exits with 1 if a promise is missed at the median.
@@ -30,14 +31,19 @@ import libvirt_qemu
 from bench.figures import machine, ratios, spread, table
 from bench.travellers import Travellers, travellers
 from bench.warm import await_calm
-from hostagent.domain_xml import with_disks
+from hostagent.domain_xml import disk_device, with_disks
 
 RATIO, PAUSE_RATIO = 1.2, 1.1
 WRITTEN = 24
+WIDER = (1, 2, 4)
+"""How many disks the idle guests have, one after another."""
 SHARED = "/srv/vmorch/shared"
-VERBS = ("snapshot", "snapshot with memory", "rollback", "delete")
+PAUSE = "guest's pause in a snapshot"
 _STROKE = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
 Way = dict[str, float]
+"""What was done, and how many milliseconds it took."""
+Figures = dict[str, dict[str, list[float]]]
+"""What was done, by which way, and how many milliseconds it took in each round."""
 
 
 class Stillness:
@@ -110,8 +116,9 @@ class Bench:
         self.connection = libvirt.open(guests.lab.hosts[0].uri)
         self.outside = guests.lab.hosts[0].shared
         self.number = 0
+        self.names = ["vda"]
 
-    def by_api(self) -> tuple[Way, float]:
+    def by_api(self) -> Way:
         self.number += 1
         domain, plain, full = self.connection.lookupByUUIDString(self.ours), f"p{self.number}", f"m{self.number}"
         way: Way = {}
@@ -127,7 +134,7 @@ class Bench:
                 self._asked("delete-snapshot", {"snapshot": each["name"]})
         self._asked("delete-snapshot", {"snapshot": plain})
         way["delete"] = self._asked("delete-snapshot", {"snapshot": full})
-        return way, still.longest
+        return way | {PAUSE: still.longest}
 
     def _asked(self, verb: str, body: dict[str, object]) -> float:
         self.api.warm()
@@ -139,7 +146,7 @@ class Bench:
             raise RuntimeError(f"{verb}: {found}")
         return (ended - began) * 1000
 
-    def by_direct_calls(self) -> tuple[Way, float]:
+    def by_direct_calls(self) -> Way:
         domain = self.connection.lookupByUUIDString(self.direct)
         place = f"{SHARED}/direct/{self.direct}"
         way: Way = {}
@@ -157,16 +164,47 @@ class Bench:
         for path in self._here(place).glob("memory.*"):
             path.unlink()
         self._here(f"{place}/vda.3.qcow2").unlink()
-        return way, still.longest
+        return way | {PAUSE: still.longest}
 
     def _here(self, path: str) -> Path:
         return self.outside / Path(path).relative_to(SHARED)
 
+    def widen(self, guests: Travellers, disks: int) -> None:
+        """Both guests have so many disks."""
+        domain, place = self.connection.lookupByUUIDString(self.direct), f"{SHARED}/direct/{self.direct}"
+        while len(self.names) < disks:
+            name = f"vd{'abcdefgh'[len(self.names)]}"
+            guests.warm.vmorch("volume", "create", name, "--size", "1Gi", "--host", guests.lab.hosts[0].name)
+            guests.warm.vmorch("volume", "attach", name, self.ours)
+            path = f"{place}/{name}.qcow2"
+            subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", self._here(path), "1G"], check=True)
+            flags = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+            domain.attachDeviceFlags(disk_device(name, Path(path)), flags)
+            self.names.append(name)
+
+    def wide_by_api(self) -> Way:
+        self.number += 1
+        name = f"w{self.number}"
+        way = {f"snapshot of {len(self.names)} disks, idle": self._asked("snapshot", {"name": name})}
+        self._asked("delete-snapshot", {"snapshot": name})
+        return way
+
+    def wide_by_direct_calls(self) -> Way:
+        domain, place = self.connection.lookupByUUIDString(self.direct), f"{SHARED}/direct/{self.direct}"
+        layers = {name: f"{place}/{name}.5.qcow2" for name in self.names}
+        way = {f"snapshot of {len(self.names)} disks, idle": _timed(lambda: self._snapshot_of(domain, layers, ""))}
+        for name, layer in layers.items():
+            self._merge(domain, layer, f"{place}/{name}.qcow2", name)
+        return way
+
     def _snapshot(self, domain: Any, layer: str, memory: str) -> None:
+        self._snapshot_of(domain, {"vda": layer}, memory)
+
+    def _snapshot_of(self, domain: Any, layers: dict[str, str], memory: str) -> None:
         kept = f"<memory snapshot='external' file='{memory}'/>" if memory else ""
-        disks = (
-            f"<disk name='vda' snapshot='external'><driver type='qcow2'/><source file='{layer}'/></disk>"
-            "<disk name='vdz' snapshot='no'/>"
+        disks = "<disk name='vdz' snapshot='no'/>" + "".join(
+            f"<disk name='{name}' snapshot='external'><driver type='qcow2'/><source file='{layer}'/></disk>"
+            for name, layer in layers.items()
         )
         flags = libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_LIVE if memory else libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
         domain.snapshotCreateXML(
@@ -190,13 +228,13 @@ class Bench:
         self._here(f"{place}/memory.2").unlink()
         self._merge(domain, f"{place}/vda.2.qcow2", f"{place}/vda.qcow2")
 
-    def _merge(self, domain: Any, top: str, into: str) -> None:
-        domain.blockCommit("vda", into, top, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
-        while (job := domain.blockJobInfo("vda", 0)) and not (job["end"] and job["cur"] == job["end"]):
+    def _merge(self, domain: Any, top: str, into: str, disk: str = "vda") -> None:
+        domain.blockCommit(disk, into, top, 0, libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+        while (job := domain.blockJobInfo(disk, 0)) and not (job["end"] and job["cur"] == job["end"]):
             time.sleep(0.005)
         while True:
             try:
-                domain.blockJobAbort("vda", libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+                domain.blockJobAbort(disk, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
                 break
             except libvirt.libvirtError as error:
                 # its figures are there a moment before libvirt takes it for ready
@@ -230,37 +268,43 @@ def main() -> int:
     parser.add_argument("--calm", type=float, default=15.0, help="seconds to wait for a calm machine (default: 15)")
     arguments = parser.parse_args()
     print(f"{machine()}\n", flush=True)
-    ways: dict[str, list[Way]] = {"direct": [], "API": []}
-    still: dict[str, list[float]] = {"direct": [], "API": []}
+    # errors come as exceptions; without this each is also printed
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    figures: Figures = {}
     with travellers(1) as guests:
         it = Bench(guests)
-        turns = [("API", it.by_api), ("direct", it.by_direct_calls)]
-        for number in range(arguments.rounds + 1):
-            for name, take in turns if number % 2 else reversed(turns):
-                await_calm(arguments.calm)
-                way, pause = take()
+        take_turns(figures, it.by_api, it.by_direct_calls, arguments.rounds, arguments.calm)
+        for disks in WIDER:
+            it.widen(guests, disks)
+            take_turns(figures, it.wide_by_api, it.wide_by_direct_calls, arguments.rounds, arguments.calm)
+    return report(figures, arguments.rounds)
+
+
+def take_turns(
+    figures: Figures, by_api: Callable[[], Way], by_direct_calls: Callable[[], Way], rounds: int, calm: float
+) -> None:
+    """Note what both ways take in so many rounds after one that warms up."""
+    turns = [("API", by_api), ("direct", by_direct_calls)]
+    for number in range(rounds + 1):
+        for name, take in turns if number % 2 else reversed(turns):
+            await_calm(calm)
+            for what, took in take().items():
                 if number:
-                    ways[name].append(way)
-                    still[name].append(pause)
-    return report(ways, still)
+                    figures.setdefault(what, {}).setdefault(name, []).append(took)
 
 
-def report(ways: dict[str, list[Way]], still: dict[str, list[float]]) -> int:
+def report(figures: Figures, rounds: int) -> int:
     """Print the table; 1 if a promise is missed."""
     rows, missed = [], []
-    figures = {verb: {name: [way[verb] for way in of] for name, of in ways.items()} for verb in VERBS}
-    for what, figure, promised in (
-        *((verb, figures[verb], RATIO) for verb in VERBS),
-        ("guest's pause in a snapshot", still, PAUSE_RATIO),
-    ):
+    for what, figure in figures.items():
         found = ratios(figure["API"], figure["direct"])
         more = statistics.median(figure["API"]) - statistics.median(figure["direct"])
-        digits = 1 if figure is still else 0
+        digits = 1 if what == PAUSE else 0
         cells = [spread(figure[way], digits=digits) for way in ("direct", "API")]
         rows.append([what, *cells, spread(found, digits=2), f"{more:+.{digits}f}"])
-        if statistics.median(found) > promised:
+        if statistics.median(found) > (PAUSE_RATIO if what == PAUSE else RATIO):
             missed.append(f"{what}: {statistics.median(found):.2f}x, {more:+.0f} ms")
-    print(f"Milliseconds, median (lowest-highest) of {len(ways['API'])} rounds; ratios of the same round.\n")
+    print(f"Milliseconds, median (lowest-highest) of {rounds} rounds; ratios of the same round.\n")
     print(table(["what", "direct", "API", "ratio", "more"], rows))
     for each in missed:
         print(f"missed: {each}")

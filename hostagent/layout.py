@@ -26,6 +26,8 @@ _DISK = re.compile(r"vd[a-z]")
 _LAYER = re.compile(r"(?P<disk>vd[a-z])(\.(?P<layer>[1-9][0-9]*))?\.qcow2")
 _DIRECTORY_MODE = 0o711
 
+FREED_AFTER = 1.0
+
 SEED, SERIAL_LOG, RUN_RECORD = "seed.iso", "serial.log", "run.json"
 
 
@@ -152,7 +154,8 @@ def delete_file(directory: Path, name: str) -> bool:
 
 
 def discard_file(directory: Path, name: str) -> None:
-    """As `delete_file`, for a large file: its space is given back afterwards, while whoever deleted it goes on."""
+    """As `delete_file`, for a large file: its space is given back FREED_AFTER seconds later. That takes a file system
+    long, and who wants something to be on the disk meanwhile, such as an answer, would wait for it."""
     with opened(directory) as descriptor:
         if descriptor is None or regular_file(descriptor, name) is None:
             return
@@ -162,7 +165,9 @@ def discard_file(directory: Path, name: str) -> None:
         kept = None if alone else os.open(name, flags, dir_fd=descriptor)
         os.unlink(name, dir_fd=descriptor)
     if kept is not None:
-        threading.Thread(target=os.close, args=(kept,), name="vmorch-freeing", daemon=True).start()
+        freeing = threading.Timer(FREED_AFTER, os.close, (kept,))
+        freeing.daemon = True
+        freeing.start()
 
 
 def is_clean(directory: Path, *names: str) -> bool:
