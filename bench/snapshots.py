@@ -4,13 +4,13 @@
 
 Needs root: it makes a lab of its own with real libvirt hosts and removes it. Two small guests run on shared storage,
 one made by vmorch, one by libvirt's own calls. In each round both, in an order that turns, get a snapshot of their
-disk, one with their memory, write WRITTEN MiB, go back to the one with memory (what they are is kept first), forward
-again, and have the snapshots' layers merged under them. Compared is the time until the caller knows: the last call
-returned, or the event stream said that the operation finished. Afterwards both are idle and get more disks, and snapshots of
-those are taken. Ours also compares the layers with the log, journals,
-records and waits until the guest answers after a rollback; the direct calls do nothing of it. The guest's pause is the
-longest time in which its processor got nothing done while it counted, without what it waited for a processor of the
-host, as the kernel's book of its thread says. Exits with 1 if a promise is missed at the median.
+disk while they keep a processor busy, one with their memory, write WRITTEN MiB, go back to the one with memory (what
+they are is kept first), forward again, and have the snapshots' layers merged under them. Afterwards both are idle, get
+more disks, and have snapshots of those taken. Compared is the time until the caller knows: the last call returned, or
+the event stream said that the operation finished. Ours also compares the layers with the log, journals, records and
+waits until the guest answers after a rollback; the direct calls do nothing of it. The guest's pause is the longest time
+in which its processor got nothing done while it counted, without what it waited for a processor of the host, as the
+kernel's book of its thread says. Exits with 1 if a promise is missed at the median.
 """
 
 import argparse
@@ -182,17 +182,20 @@ class Bench:
             domain.attachDeviceFlags(disk_device(name, Path(path)), flags)
             self.names.append(name)
 
+    def _wide(self) -> str:
+        return f"snapshot of {len(self.names)} disk{'s' * (len(self.names) > 1)}, idle"
+
     def wide_by_api(self) -> Way:
         self.number += 1
         name = f"w{self.number}"
-        way = {f"snapshot of {len(self.names)} disks, idle": self._asked("snapshot", {"name": name})}
+        way = {self._wide(): self._asked("snapshot", {"name": name})}
         self._asked("delete-snapshot", {"snapshot": name})
         return way
 
     def wide_by_direct_calls(self) -> Way:
         domain, place = self.connection.lookupByUUIDString(self.direct), f"{SHARED}/direct/{self.direct}"
         layers = {name: f"{place}/{name}.5.qcow2" for name in self.names}
-        way = {f"snapshot of {len(self.names)} disks, idle": _timed(lambda: self._snapshot_of(domain, layers, ""))}
+        way = {self._wide(): _timed(lambda: self._snapshot_of(domain, layers, ""))}
         for name, layer in layers.items():
             self._merge(domain, layer, f"{place}/{name}.qcow2", name)
         return way
