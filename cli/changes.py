@@ -45,6 +45,17 @@ def carry_out(session: Session, request: Request, waiting: Waiting) -> None:
     see_through(session, request, answer, waiting)
 
 
+def plan_or_carry_out(session: Session, request: Request, waiting: Waiting, *, dry_run: bool) -> None:
+    """As `carry_out`, with a reason where one is demanded; with `dry_run` only what it would do. Raises SystemExit with
+    the status for "there is a difference" after that."""
+    if dry_run:
+        from cli.plans import show_plan
+
+        raise SystemExit(show_plan(session, request))
+    session.demand_reason()
+    carry_out(session, request, waiting)
+
+
 def choose(session: Session, names: Sequence[str], selector: Mapping[str, str]) -> list[str]:
     """The VMs meant by names, globs, `-` (names on stdin) and labels, each once.
 

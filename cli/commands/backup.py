@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cli.changes import Request, Waiting, carry_out
+from cli.changes import Request, Waiting, plan_or_carry_out
 from cli.completion import complete_host, complete_vm
 from cli.session import Session
 from cli.transport import quote
@@ -217,9 +217,4 @@ def _change(
         body=body,
         request_id=session.request_id,
     )
-    if dry_run:
-        from cli.plans import show_plan
-
-        raise SystemExit(show_plan(session, request))
-    session.demand_reason()
-    carry_out(session, request, waiting)
+    plan_or_carry_out(session, request, waiting, dry_run=dry_run)

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from cli.changes import Request, Waiting, carry_out
+from cli.changes import Request, Waiting, plan_or_carry_out
 from cli.problems import Problem
 from cli.session import Session
 from cli.verbs import DURATION, PAIR, SIZE_GIB, SIZE_MIB, SectionOption, change_options, parsed, verb
@@ -201,13 +201,7 @@ def _grouped(section: str, *names: str, **more: Any) -> Callable[[F], F]:
 def create(
     session: Session, /, name: str, dry_run: bool, detach: bool, timeout: float | None, **given: Any
 ) -> None:
-    if not dry_run:
-        session.demand_reason()
     request = Request(
         label="vm.create", name=name, path="/v1/vms", body=body_of(name, given), request_id=session.request_id
     )
-    if dry_run:
-        from cli.plans import show_plan
-
-        raise SystemExit(show_plan(session, request))
-    carry_out(session, request, Waiting(detach=detach, timeout=timeout))
+    plan_or_carry_out(session, request, Waiting(detach=detach, timeout=timeout), dry_run=dry_run)

@@ -61,7 +61,7 @@ def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
         return
     if not domain.isActive():
         if not _is_above(command, host, domain.XMLDesc(0)):
-            _clear_empty(command, host)
+            _clear_all(command, host)
         return
     _memories.outwait(domain, scope)
     if command.freeze is not None:
@@ -86,7 +86,7 @@ def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
         if active:
             _take_back(command, host, domain)
         check(host, command, domain, told=told)
-        _clear(command, host)
+        _clear_all(command, host)
         scope.check()
         _make(command, host)
         if active:
@@ -113,34 +113,30 @@ def _pairs(command: TakeSnapshot, host: Host) -> Iterator[tuple[Files, int]]:
 
 
 def _take_back(command: TakeSnapshot, host: Host, domain: Any) -> None:
+    """QEMU is on none of the new layers that libvirt does not know of, and they are gone."""
     left = [pair for pair in _pairs(command, host) if pair[0].of(command.next).exists()]
     believed = read_disks(domain.XMLDesc(0)) if left else {}
     for files, layer in left:
         if believed.get(files.disk.name) == str(files.of(layer)):
             top = files.of(command.next)
-            # what it held, if QEMU was on it, is below now, where newer writes go
-            if take_back(domain, files.disk.name, top, files.of(layer)) or _is_empty(top):
+            if take_back(domain, files.disk.name, top, files.of(layer)):
+                # all that it holds is below now, where newer writes go
                 delete_file(top.parent, top.name)
+            _clear(files, command.next)
 
 
-def _is_empty(path: Path) -> bool:
+def _clear_all(command: TakeSnapshot, host: Host) -> None:
+    for files, _ in _pairs(command, host):
+        _clear(files, command.next)
+
+
+def _clear(files: Files, layer: int) -> None:
+    """Nothing is left of an attempt that came to nothing, unless it holds data. Only for a layer that nobody uses."""
+    path = files.of(layer)
     header = read_layer(path)
-    return header is not None and header.empty
-
-
-def _clear_empty(command: TakeSnapshot, host: Host) -> None:
-    """An attempt that was broken off leaves nothing that stands on the layer of a guest that is off."""
-    for files, _ in _pairs(command, host):
-        if _is_empty(files.of(command.next)):
-            delete_file(files.directory, files.of(command.next).name)
-
-
-def _clear(command: TakeSnapshot, host: Host) -> None:
-    """Nothing is left of an attempt that came to nothing: the check found no data in it."""
-    for files, _ in _pairs(command, host):
-        name = files.of(command.next).name
-        delete_file(files.directory, name)
-        delete_file(files.directory, draft_of(name))
+    if header is not None and header.empty:
+        delete_file(path.parent, path.name)
+    delete_file(path.parent, draft_of(path.name))
 
 
 def _go_on_above(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Frozen | None:
@@ -158,7 +154,7 @@ def _give_up(command: TakeSnapshot, host: Host, domain: Any) -> None:
     if domain.isActive():
         _take_back(command, host, domain)
     elif not _is_above(command, host, domain.XMLDesc(0)):
-        _clear_empty(command, host)
+        _clear_all(command, host)
 
 
 def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Frozen | None:

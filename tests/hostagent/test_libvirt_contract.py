@@ -29,7 +29,7 @@ from hostagent.commands._monitor import bitmaps_of
 from hostagent.commands._noting import note_name, recall
 from hostagent.domain_xml import read_aliases, read_chains
 from hostagent.hypervisor import Hypervisor
-from hostagent.layout import disk_file
+from hostagent.layout import disk_file, draft_of
 from hostagent.libvirt_hypervisor import LibvirtHypervisor
 from vmorch.core.backup import Saved, Target
 from vmorch.core.hostcommands import Failed, Memory, SaveGuest, VerifyBackup
@@ -219,6 +219,22 @@ class TestLibvirtLayers(Layers, LayerContract):
             assert not [name for name in opened if name.startswith("left-")]
         # its memory can be kept only while each file is open once
         self.carry_out(hypervisor, running, running.take(memory=SECOND))
+
+    @pytest.mark.parametrize("power", ["running", "off"])
+    def test_layers_that_an_agent_made_before_it_died_are_taken_away(
+        self, hypervisor: Hypervisor, running: Record, directory: Callable[[VmId], Path], power: str
+    ) -> None:
+        if power == "off":
+            self.stop(hypervisor, running)
+        before = {each.name for each in directory(running.vm).iterdir()}
+        order = running.take()
+        self.do(hypervisor, running.make(vda=0))
+        (directory(running.vm) / draft_of(disk_file("vda", 1))).write_bytes(b"half of it")
+        answer = hypervisor.resolve(order, scope())
+        assert isinstance(answer, Failed)
+        assert answer.code == "interrupted"
+        assert {each.name for each in directory(running.vm).iterdir()} == before
+        self.carry_out(hypervisor, running, order)
 
     def test_what_is_kept_of_a_guest_nobody_else_can_read(
         self, hypervisor: Hypervisor, running: Record, directory: Callable[[VmId], Path]

@@ -14,6 +14,7 @@ import pytest
 from bus_fixtures import CLUSTER, Broker, a_broker, free_port, until
 
 from vmorch.bus import BusUnavailable, RequestTimeout, to_nobody, to_sending_host
+from vmorch.bus.connection import apart
 from vmorch.bus.credentials import account_jwts, nats_config, operator_jwt
 from vmorch.bus.keys import create
 from vmorch.bus.link import Link, UnsafeBroker
@@ -35,6 +36,27 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 async def echo(subject: str, reply: str, data: bytes) -> bytes:
     return data
+
+
+async def test_a_cancellation_that_the_library_takes_for_nothing_is_heeded() -> None:
+    begun = asyncio.Event()
+
+    async def deaf() -> None:
+        # as nats-py when what it waits for comes in the same moment
+        with suppress(asyncio.CancelledError):
+            begun.set()
+            await asyncio.Event().wait()
+
+    async def calling() -> None:
+        await apart(deaf())
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(calling())
+    await begun.wait()
+    task.cancel()
+    done, _ = await asyncio.wait({task}, timeout=10)
+    assert done
+    assert task.cancelled()
 
 
 async def test_a_host_whose_credential_expired_is_disconnected_until_it_is_renewed(broker: Broker) -> None:

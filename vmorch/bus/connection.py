@@ -6,7 +6,8 @@ Must not reconnect: that is the link's, with a new connection.
 import asyncio
 import socket
 import struct
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import structlog
 from nats import errors
@@ -26,6 +27,8 @@ NOT_SENT = (errors.ConnectionClosedError, errors.ConnectionDrainingError, errors
 
 _BACKLOG = 8 * 1024 * 1024
 _RST_ON_CLOSE = struct.pack("ii", 1, 0)
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -66,13 +69,13 @@ class Connection:
             # answered on the connection it came by: permission to answer is the connection's
             await serving.take(message.subject, message.reply, message.data, self._answer)
 
-        self.subscriptions.append(await self.client.subscribe(serving.subject, cb=take))
+        self.subscriptions.append(await apart(self.client.subscribe(serving.subject, cb=take)))
 
     async def settle(self, within: int) -> None:
         """Return when the server has processed everything that was sent before; `within` in seconds, twice."""
         # the library's PING overtakes what waits in its own queue; a second one comes after that
-        await self.client.flush(timeout=within)
-        await self.client.flush(timeout=within)
+        await apart(self.client.flush(timeout=within))
+        await apart(self.client.flush(timeout=within))
 
     async def watch(self) -> None:
         """Return when the connection is lost."""
@@ -120,3 +123,14 @@ class Connection:
     async def _answer(self, reply: str, data: bytes) -> None:
         check_size(data)
         await self.send(reply, data)
+
+
+async def apart(call: Coroutine[Any, Any, T]) -> T:
+    """The outcome of a call of the library, in a task of its own: a cancellation that comes together with what the call
+    waits for is lost on the library, and whoever was cancelled would go on."""
+    calling = asyncio.create_task(call)
+    try:
+        await asyncio.wait({calling})
+        return calling.result()
+    finally:
+        calling.cancel()

@@ -23,7 +23,7 @@ from vmorch.bus.bus import (
     RequestTimeout,
     check_size,
 )
-from vmorch.bus.connection import NOT_SENT, PING_EVERY, PONG_WITHIN, Connection
+from vmorch.bus.connection import NOT_SENT, PING_EVERY, PONG_WITHIN, Connection, apart
 from vmorch.bus.keys import KeyPair
 from vmorch.bus.serving import Serving
 
@@ -219,7 +219,7 @@ class Link:
 
         client = connection.client
         async with asyncio.timeout(_CONNECT_WITHIN):
-            await client.connect(
+            connecting = client.connect(
                 servers=self._servers,
                 name=self._name,
                 user_jwt_cb=lambda: self._jwt().encode(),
@@ -234,6 +234,7 @@ class Link:
                 # the library would otherwise keep messages while there is no connection
                 pending_size=0,
             )
+            await apart(connecting)
             connection.forget_unsent_at_end()
             if not connection.challenged:
                 raise UnsafeBroker("the NATS server asks for no credentials")
