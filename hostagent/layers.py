@@ -2,11 +2,12 @@
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from hostagent import qemu_img
 from hostagent.layout import delete_file, draft_of, make_directory, opened, write_file
-from hostagent.overlay import empty_layer
+from hostagent.overlay import LARGEST, empty_layer
 from hostagent.qcow2 import read_layer
 from vmorch.core.errors import Rejected
 from vmorch.core.spec import ImageFormat
@@ -29,15 +30,21 @@ def make_disk(path: Path, size: int, base: Path | None, base_format: ImageFormat
 
 
 def make_layer(path: Path, below: Path) -> None:
-    """The file is a new layer, as large as the one that it stands on. Raises Rejected."""
-    header = read_layer(below)
+    """The file is a new layer, as large as the one that it stands on; one that holds nothing yet is made again.
+    Raises Rejected."""
+    header, there = read_layer(below), read_layer(path)
     if header is None:
         raise Rejected("chain-drift", f"{below} is gone")
-    make_directory(path.parent)
+    if header.virtual_size > LARGEST:
+        raise Rejected("not-ours", f"{below} says that it is a disk of {header.virtual_size} bytes")
+    if there is not None and not there.empty:
+        raise Rejected("chain-drift", f"{path} holds data already")
     try:
+        make_directory(path.parent)
         write_file(path.parent, path.name, empty_layer(header.virtual_size, str(below)))
     except OSError as error:
-        delete_file(path.parent, draft_of(path.name))
+        with suppress(OSError):
+            delete_file(path.parent, draft_of(path.name))
         code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "storage-failed"
         raise Rejected(code, f"{path}: {error.strerror}") from error
 

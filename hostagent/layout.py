@@ -12,9 +12,10 @@ import re
 import stat
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from hostagent.network_fs import keeps_names
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Memory
 from vmorch.core.ids import VmId
@@ -29,6 +30,33 @@ _DIRECTORY_MODE = 0o711
 FREED_AFTER = 1.0
 
 SEED, SERIAL_LOG, RUN_RECORD = "seed.iso", "serial.log", "run.json"
+
+
+class _Discarded:
+    """Descriptors of files that have no name any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: set[int] = set()
+
+    def add(self, descriptor: int) -> None:
+        with self._lock:
+            self._kept.add(descriptor)
+        later = threading.Timer(FREED_AFTER, self.give_back)
+        later.daemon = True
+        later.start()
+
+    def give_back(self) -> None:
+        """Nothing that was added before keeps its space."""
+        with self._lock:
+            gone, self._kept = self._kept, set()
+        for descriptor in gone:
+            # nothing was written by it that could be lost
+            with suppress(OSError):
+                os.close(descriptor)
+
+
+_DISCARDED = _Discarded()
 
 
 class Layout:
@@ -154,20 +182,18 @@ def delete_file(directory: Path, name: str) -> bool:
 
 
 def discard_file(directory: Path, name: str) -> None:
-    """As `delete_file`, for a large file: its space is given back FREED_AFTER seconds later. That takes a file system
-    long, and who wants something to be on the disk meanwhile, such as an answer, would wait for it."""
+    """As `delete_file`, for a large file: its space is given back within FREED_AFTER seconds, or before somebody is
+    told how much is free. That takes a file system long, and who wants something to be on the disk meanwhile, such as
+    an answer, would wait for it."""
     with opened(directory) as descriptor:
         if descriptor is None or regular_file(descriptor, name) is None:
             return
-        # as long as somebody has it open, a file that is gone keeps its space; NFS keeps a name for it as well, which
-        # would be in the way of who wants to remove the directory
-        alone, flags = len(os.listdir(descriptor)) == 1, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        kept = None if alone else os.open(name, flags, dir_fd=descriptor)
+        # as long as somebody has it open, a file that is gone keeps its space
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        kept = None if keeps_names(directory) else os.open(name, flags, dir_fd=descriptor)
         os.unlink(name, dir_fd=descriptor)
     if kept is not None:
-        freeing = threading.Timer(FREED_AFTER, os.close, (kept,))
-        freeing.daemon = True
-        freeing.start()
+        _DISCARDED.add(kept)
 
 
 def is_clean(directory: Path, *names: str) -> bool:
@@ -222,5 +248,6 @@ def write_file(directory: Path, name: str, data: bytes, *, mode: int = 0o600, du
 
 def free_bytes(directory: Path) -> int:
     """What an ordinary writer can still put on the file system under the directory."""
+    _DISCARDED.give_back()
     found = os.statvfs(directory)
     return found.f_bavail * found.f_frsize

@@ -11,6 +11,8 @@ _CLUSTER_BITS = 16
 _CLUSTER = 1 << _CLUSTER_BITS
 _MAPPED_BY_ENTRY = _CLUSTER // 8 * _CLUSTER
 """Bytes of the disk that one entry of the first table stands for."""
+LARGEST = 32 * 1024 * 1024 // 8 * _MAPPED_BY_ENTRY
+"""Bytes of the largest disk that QEMU opens: its first table takes 32 MiB."""
 _HEADER = struct.Struct(">4sI QI I Q I IQ QI IQ QQQ II 8x")
 _BACKING_FORMAT = 0xE2792ACA
 _COUNT_ORDER = 4
@@ -18,7 +20,8 @@ _COUNT_ORDER = 4
 
 
 def empty_layer(virtual_size: int, below: str) -> bytes:
-    """The whole file of a layer of `virtual_size` bytes, a multiple of 512, above the layer in the file `below`."""
+    """The whole file of a layer above the one in the file `below`, of `virtual_size` bytes: a multiple of 512, and at
+    most LARGEST."""
     entries = -(-virtual_size // _MAPPED_BY_ENTRY)
     count_table, counts, first_table = (number * _CLUSTER for number in (1, 2, 3))
     length = first_table + -(-entries * 8 // _CLUSTER) * _CLUSTER

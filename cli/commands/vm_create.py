@@ -201,6 +201,9 @@ def _grouped(section: str, *names: str, **more: Any) -> Callable[[F], F]:
 def create(
     session: Session, /, name: str, dry_run: bool, detach: bool, timeout: float | None, **given: Any
 ) -> None:
+    if not dry_run:
+        # before its specification is read, perhaps from what is typed
+        session.demand_reason()
     request = Request(
         label="vm.create", name=name, path="/v1/vms", body=body_of(name, given), request_id=session.request_id
     )

@@ -12,7 +12,7 @@ import libvirt
 from msgspec import Struct
 
 from hostagent.commands._host import Host
-from hostagent.commands._monitor import ask_written
+from hostagent.commands._monitor import ask_written, has_job
 from hostagent.commands._qemu import check_held
 from hostagent.domain_xml import is_active, read_chains
 from hostagent.layout import disk_file, draft_of, layer_of, opened
@@ -64,6 +64,7 @@ class Held(Struct, frozen=True):
     """The files that a VM's disks are on, topmost first, by the disks' names: as its configuration has it, and of a
     guest that runs, as libvirt and as QEMU have it."""
 
+    active: bool = False
     configured: Mapping[str, tuple[str, ...]] = {}
     told: Mapping[str, tuple[str, ...]] = {}
     written: Mapping[str, tuple[str, ...]] = {}
@@ -104,14 +105,15 @@ def check(
         return Held()
     if domain is not None and not told:
         told = str(domain.XMLDesc(0))
-    live = read_chains(told) if is_active(told) else {}
-    if not live:
+    active = is_active(told)
+    live = read_chains(told) if active else {}
+    if not active:
         check_held(command.vm)
     # QEMU takes its time, in which the rest can be looked at
-    written = ask_written(domain, told) if live else dict
+    written = ask_written(domain, told) if active else dict
     found = list(_lying(host, command, domain, merging, merged, leaving))
     configured = {} if domain is None else read_chains(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    held = Held(configured, live, {name: each.files for name, each in written().items()})
+    held = Held(active, configured, live, {name: each.files for name, each in written().items()})
     found += _used(host, command, domain, held, merging, merged, changing)
     if found:
         raise Rejected("chain-drift", "; ".join(found[:_MOST_TOLD]), facts={"blockers": found[:_MOST_TOLD]})
@@ -179,12 +181,12 @@ def _used(
 ) -> Iterator[str]:
     """What differs in what the VM is said to be on."""
     for stack, files, this in _disks(host, command, merging, merged):
-        off = frozenset({command.next}) if not held.told else frozenset()
+        off = frozenset({command.next}) if not held.active else frozenset()
         # by whom a domain that is off was put on the lower layer is not to be seen, so that we wrote it down
-        gone_on = this if changing or held.told else None
+        gone_on = this if changing or held.active else None
         yield from _in_configuration(files, stack, held.configured, gone_on, off)
         yield from _in_use(files, stack, held, this)
-        if held.told and domain is not None and (this is None or not _is_active_merge(stack, this)):
+        if held.active and domain is not None and (this is None or not _is_active_merge(stack, this)):
             yield from _at_work(domain, stack.disk.name)
 
 
@@ -281,7 +283,7 @@ def _in_configuration(
 
 def _in_use(files: Files, stack: Stack, held: Held, merging: Merge | None) -> Iterator[str]:
     name = stack.disk.name
-    if not held.told:
+    if not held.active:
         return
     wanted = tuple(_recorded(files, stack))
     merged = tuple(each for each in wanted if merging is None or each != str(files.of(merging.top)))
@@ -315,5 +317,5 @@ def _is_active_merge(stack: Stack, merging: Merge) -> bool:
 
 
 def _at_work(domain: Any, disk: str) -> Iterator[str]:
-    if domain.blockJobInfo(disk, 0):
+    if has_job(domain, disk):
         yield f"a block job that nobody recorded is at work on {disk}: virsh blockjob {domain.name()} {disk}"

@@ -187,9 +187,22 @@ def let_go(domain: Any, file: Path) -> None:
 def is_forgotten(domain: Any, file: Path) -> bool:
     """Whether an active domain has the file open though libvirt names no disk on it. Raises Rejected `busy`,
     libvirtError."""
-    if str(file) in read_disks(domain.XMLDesc(0)).values():
-        return False
+    return str(file) not in read_disks(domain.XMLDesc(0)).values() and has_open(domain, file)
+
+
+def has_open(domain: Any, file: Path) -> bool:
+    """Whether an active domain's QEMU has the file open. Raises Rejected `busy`, libvirtError."""
     return any(each.path == str(file) for each in _ask(domain, "query-named-block-nodes", _Nodes, flat=True).nodes)
+
+
+def has_job(domain: Any, disk: str) -> bool:
+    """Whether libvirt has a block job on the disk of an active domain. Raises Rejected `busy`, libvirtError."""
+    call = Call(lambda: domain.blockJobInfo(disk, 0))
+    if not call.over.wait(ANSWER_SECONDS):
+        raise Rejected("busy", "QEMU does not answer")
+    if call.error is not None:
+        raise call.error
+    return bool(call.value)
 
 
 def take_out(domain: Any, file: Path, within: float, check: Callable[[], None]) -> None:

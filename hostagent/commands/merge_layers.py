@@ -16,9 +16,10 @@ from hostagent.commands._chain import Files, check, files_of, stack_named
 from hostagent.commands._defining import define, is_defined
 from hostagent.commands._domain import find, need, observe
 from hostagent.commands._host import Host
+from hostagent.commands._monitor import has_job
 from hostagent.commands._parking import park, unpark
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import read_chains
+from hostagent.domain_xml import read_chains, read_disks
 from hostagent.hypervisor import Expired, Scope, Withdrawn
 from hostagent.layout import discard_file
 from vmorch.core.errors import Rejected
@@ -60,7 +61,7 @@ def merge_layers(command: MergeLayers, host: Host, scope: Scope) -> Done:
     stack = stack_named(command, command.disk)
     files = files_of(host, command.vm, stack.disk)
     # asked first: a job that ends meanwhile changes what the guest is on
-    begun = _at_work(command, domain)
+    begun = bool(domain.isActive()) and command.disk in read_disks(domain.XMLDesc(0)) and has_job(domain, command.disk)
     held = check(
         host,
         command,
@@ -70,7 +71,7 @@ def merge_layers(command: MergeLayers, host: Host, scope: Scope) -> Done:
         changing=host.runs.of(command.vm).changing == _name(command),
     )
     scope.check()
-    active, chain = bool(held.told), (held.told or held.configured).get(command.disk, ("",))
+    active, chain = held.active, (held.told if held.active else held.configured).get(command.disk, ("",))
     top, into = str(files.of(command.top)), str(files.of(command.into))
     if active and top in chain and not begun and top not in held.written.get(command.disk, (top,)):
         # QEMU has done it already, whatever libvirt believes
@@ -83,11 +84,6 @@ def merge_layers(command: MergeLayers, host: Host, scope: Scope) -> Done:
         qemu_img.commit(files.of(command.top), files.of(command.into), scope)
     _settle(command, host, domain, files, stack)
     return Done(observed=observe(host, domain))
-
-
-def _at_work(command: MergeLayers, domain: Any) -> bool:
-    """Whether libvirt has a block job on the disk of a guest that runs."""
-    return bool(domain.isActive() and domain.blockJobInfo(command.disk, 0))
 
 
 def _begin(command: MergeLayers, domain: Any, files: Files, *, active: bool) -> None:

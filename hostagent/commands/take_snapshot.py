@@ -6,7 +6,7 @@ before it is tried again.
 """
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,11 @@ from hostagent.commands._defining import is_defined, redefine
 from hostagent.commands._domain import find, need, observe
 from hostagent.commands._freezing import Frozen, frozen, thaw
 from hostagent.commands._host import Host
-from hostagent.commands._monitor import take_back
+from hostagent.commands._monitor import has_open, take_back, written_by
+from hostagent.commands._qemu import check_held
 from hostagent.commands._registry import handles
 from hostagent.domain_xml import is_active, read_disks
-from hostagent.hypervisor import Scope
+from hostagent.hypervisor import HypervisorLost, Scope
 from hostagent.layers import make_layer
 from hostagent.layout import delete_file, draft_of
 from hostagent.qcow2 import read_layer
@@ -59,14 +60,11 @@ def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
     domain = find(host, command.vm)
     if domain is None:
         return
-    if not domain.isActive():
-        if not _is_above(command, host, domain.XMLDesc(0)):
-            _clear_all(command, host)
-        return
-    _memories.outwait(domain, scope)
-    if command.freeze is not None:
-        thaw(domain)
-    _take_back(command, host, domain)
+    if domain.isActive():
+        _memories.outwait(domain, scope)
+        if command.freeze is not None:
+            thaw(domain)
+    _give_up(command, host, domain)
 
 
 @handles(TakeSnapshot, reached=_reached, follow=_follow)
@@ -77,22 +75,51 @@ def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
     if _is_above(command, host, told):
         if is_defined(host, domain, command.spec):
             return Done(observed=observe(host, domain), already=True)
+        _note(command, host, domain, told)
     else:
         active = is_active(told)
         if not active and command.memory is not None:
             raise Rejected("libvirt-refused", "the domain is off and has no memory to keep")
         if not active and command.freeze is not None:
             raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
-        if active:
-            _take_back(command, host, domain)
+        if active and _take_back(command, host, domain):
+            told = str(domain.XMLDesc(0))
         check(host, command, domain, told=told)
         _clear_all(command, host)
         scope.check()
-        _make(command, host)
-        if active:
-            held = _go_on_above(command, host, domain, scope)
-    _note(command, host, domain, told)
+        with _undone_if_it_fails(command, host, domain):
+            _make(command, host)
+            if active:
+                held = _take(command, host, domain, scope)
+            _note(command, host, domain, told)
     return Done(observed=observe(host, domain), frozen=None if held is None else held.seconds)
+
+
+@contextmanager
+def _undone_if_it_fails(command: TakeSnapshot, host: Host, domain: Any) -> Iterator[None]:
+    """Layers that were made for nothing are gone. Raises HypervisorLost if nobody knows whether it was for nothing."""
+    try:
+        yield
+    except BaseException as error:
+        if not host.link.is_alive():
+            if isinstance(error, Rejected):
+                raise HypervisorLost(error.reason) from error
+            raise
+        try:
+            _give_up(command, host, domain)
+        except (libvirt.libvirtError, Rejected) as trouble:
+            _log.warning("the layers of a snapshot that failed were left", vm=command.vm, why=str(trouble))
+        raise
+
+
+def _give_up(command: TakeSnapshot, host: Host, domain: Any) -> None:
+    """The new layers are gone, unless the VM is on them or they hold data. Raises Rejected, libvirtError."""
+    if domain.isActive():
+        _take_back(command, host, domain)
+        return
+    check_held(command.vm)
+    if not _is_above(command, host, domain.XMLDesc(0)):
+        _clear_all(command, host)
 
 
 def _note(command: TakeSnapshot, host: Host, domain: Any, told: str) -> None:
@@ -112,49 +139,64 @@ def _pairs(command: TakeSnapshot, host: Host) -> Iterator[tuple[Files, int]]:
         yield files_of(host, command.vm, disk), stack_named(command, disk.name).disk.layer
 
 
-def _take_back(command: TakeSnapshot, host: Host, domain: Any) -> None:
-    """QEMU is on none of the new layers that libvirt does not know of, and they are gone."""
-    left = [pair for pair in _pairs(command, host) if pair[0].of(command.next).exists()]
-    believed = read_disks(domain.XMLDesc(0)) if left else {}
-    for files, layer in left:
-        if believed.get(files.disk.name) == str(files.of(layer)):
-            top = files.of(command.next)
-            if take_back(domain, files.disk.name, top, files.of(layer)):
-                # all that it holds is below now, where newer writes go
-                delete_file(top.parent, top.name)
-            _clear(files, command.next)
+def _take_back(command: TakeSnapshot, host: Host, domain: Any) -> bool:
+    """What a daemon or an agent that died left half done is undone, and new layers are gone that hold nothing and that
+    the guest is not on. Whether any was left. Raises Rejected `busy`, libvirtError."""
+    left = [
+        (files, layer)
+        for files, layer in _pairs(command, host)
+        if files.of(command.next).exists() or _withdrawn(files.of(command.next)).exists()
+    ]
+    tops = [files.of(command.next) for files, _ in left]
+    try:
+        for top in tops:
+            # a call of an agent that died may still wait for its turn, and then finds nothing
+            if top.exists():
+                top.replace(_withdrawn(top))
+        if left:
+            # libvirt has one of its clients change a domain at a time, so that no such call is under way after this
+            written_by(domain)
+            believed = read_disks(domain.XMLDesc(0))
+            for files, layer in left:
+                if believed.get(files.disk.name) == str(files.of(layer)):
+                    _take_back_one(domain, files, layer, files.of(command.next))
+    finally:
+        # whoever is on one of them, or finds data in it, shall find it by its name
+        for top in tops:
+            if _withdrawn(top).exists():
+                _withdrawn(top).replace(top)
+    for files, _ in _pairs(command, host):
+        delete_file(files.directory, draft_of(files.of(command.next).name))
+    return bool(left)
+
+
+def _take_back_one(domain: Any, files: Files, layer: int, top: Path) -> None:
+    """A withdrawn layer that libvirt does not know of is gone, unless it holds what is nowhere else."""
+    kept = _withdrawn(top)
+    # what it holds is below after that, where newer writes go
+    merged = take_back(domain, files.disk.name, top, files.of(layer))
+    if merged or (_is_empty(kept) and not has_open(domain, top)):
+        delete_file(kept.parent, kept.name)
+
+
+def _withdrawn(layer: Path) -> Path:
+    """What a layer is called while it is found out whether anybody uses it."""
+    return layer.with_name(f".{layer.name}.withdrawn")
+
+
+def _is_empty(path: Path) -> bool:
+    header = read_layer(path)
+    return header is not None and header.empty
 
 
 def _clear_all(command: TakeSnapshot, host: Host) -> None:
+    """Nothing is left of an attempt that came to nothing, unless it holds data. Only for layers that nobody uses."""
     for files, _ in _pairs(command, host):
-        _clear(files, command.next)
-
-
-def _clear(files: Files, layer: int) -> None:
-    """Nothing is left of an attempt that came to nothing, unless it holds data. Only for a layer that nobody uses."""
-    path = files.of(layer)
-    header = read_layer(path)
-    if header is not None and header.empty:
-        delete_file(path.parent, path.name)
-    delete_file(path.parent, draft_of(path.name))
-
-
-def _go_on_above(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Frozen | None:
-    try:
-        return _take(command, host, domain, scope)
-    except BaseException:
-        # without the daemon nobody knows whether it was not just done
-        if host.link.is_alive():
-            _give_up(command, host, domain)
-        raise
-
-
-def _give_up(command: TakeSnapshot, host: Host, domain: Any) -> None:
-    """The layers are gone that were made for nothing."""
-    if domain.isActive():
-        _take_back(command, host, domain)
-    elif not _is_above(command, host, domain.XMLDesc(0)):
-        _clear_all(command, host)
+        top = files.of(command.next)
+        for path in (top, _withdrawn(top)):
+            if _is_empty(path):
+                delete_file(path.parent, path.name)
+        delete_file(top.parent, draft_of(top.name))
 
 
 def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Frozen | None:
@@ -209,5 +251,6 @@ def _make(command: TakeSnapshot, host: Host) -> None:
             make_layer(files.of(command.next), files.of(layer))
     except BaseException:
         for path in made:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         raise

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from hostagent.layout import delete_file, discard_file
+from hostagent import network_fs
+from hostagent.layout import delete_file, discard_file, free_bytes
 from vmorch.core.errors import Rejected
 
 Delete = Callable[[Path, str], object]
@@ -48,6 +49,28 @@ def test_a_discarded_file_is_not_kept_open_for_long(tmp_path: Path) -> None:
     while any(_target(each).startswith(str(tmp_path / "memory.1")) for each in Path("/proc/self/fd").iterdir()):
         assert time.monotonic() < ends, "its space is not given back"
         time.sleep(0.01)
+
+
+def test_whoever_asks_what_is_free_counts_what_was_discarded(tmp_path: Path) -> None:
+    for name in ("memory.1", "memory.2", "vda.qcow2"):
+        (tmp_path / name).write_bytes(bytes(1 << 20))
+    for name in ("memory.1", "memory.2"):
+        discard_file(tmp_path, name)
+    free_bytes(tmp_path)
+    assert not [each for each in Path("/proc/self/fd").iterdir() if _target(each).startswith(str(tmp_path / "memory"))]
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs"])
+def test_where_an_open_file_would_keep_a_name_it_is_not_kept_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    device, mounts, there = tmp_path.stat().st_dev, tmp_path / "mountinfo", tmp_path / "there"
+    mounts.write_text(f"36 35 {os.major(device)}:{os.minor(device)} / /srv rw - {kind} server:/ rw\n")
+    monkeypatch.setattr(network_fs, "_MOUNTS", mounts)
+    there.mkdir()
+    (there / "memory.1").write_bytes(b"data")
+    discard_file(there, "memory.1")
+    assert not [each for each in Path("/proc/self/fd").iterdir() if _target(each).startswith(str(there))]
 
 
 def _target(link: Path) -> str:

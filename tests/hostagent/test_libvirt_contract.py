@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import libvirt
@@ -25,14 +26,14 @@ from msgspec.structs import replace
 from volume_contract import VolumeContract, new_id
 
 from deploy.lab.host import Host
-from hostagent.commands._monitor import bitmaps_of
+from hostagent.commands._monitor import bitmaps_of, written_by
 from hostagent.commands._noting import note_name, recall
 from hostagent.domain_xml import read_aliases, read_chains
 from hostagent.hypervisor import Hypervisor
 from hostagent.layout import disk_file, draft_of
 from hostagent.libvirt_hypervisor import LibvirtHypervisor
 from vmorch.core.backup import Saved, Target
-from vmorch.core.hostcommands import Failed, Memory, SaveGuest, VerifyBackup
+from vmorch.core.hostcommands import Answer, Failed, Memory, SaveGuest, TakeSnapshot, VerifyBackup
 from vmorch.core.ids import BackupId, VmId
 from vmorch.core.spec import ImagePin
 
@@ -184,6 +185,15 @@ class Layers:
         return lambda vm: None
 
 
+def interrupted(answer: Answer) -> None:
+    assert isinstance(answer, Failed)
+    assert answer.code == "interrupted"
+
+
+def _names(directory: Path) -> set[str]:
+    return {each.name for each in directory.iterdir()}
+
+
 class TestLibvirtLayers(Layers, LayerContract):
     @pytest.mark.parametrize("into", [0, 1])
     def test_a_merge_that_libvirt_did_not_live_to_see_is_ended_and_the_guest_goes_on(
@@ -221,20 +231,87 @@ class TestLibvirtLayers(Layers, LayerContract):
         self.carry_out(hypervisor, running, running.take(memory=SECOND))
 
     @pytest.mark.parametrize("power", ["running", "off"])
-    def test_layers_that_an_agent_made_before_it_died_are_taken_away(
-        self, hypervisor: Hypervisor, running: Record, directory: Callable[[VmId], Path], power: str
+    @pytest.mark.parametrize("left", ["layer", "draft"])
+    def test_what_an_agent_made_before_it_died_is_taken_away(
+        self, hypervisor: Hypervisor, running: Record, directory: Callable[[VmId], Path], power: str, left: str
     ) -> None:
         if power == "off":
             self.stop(hypervisor, running)
-        before = {each.name for each in directory(running.vm).iterdir()}
+        before = _names(directory(running.vm))
         order = running.take()
-        self.do(hypervisor, running.make(vda=0))
-        (directory(running.vm) / draft_of(disk_file("vda", 1))).write_bytes(b"half of it")
-        answer = hypervisor.resolve(order, scope())
-        assert isinstance(answer, Failed)
-        assert answer.code == "interrupted"
-        assert {each.name for each in directory(running.vm).iterdir()} == before
+        if left == "layer":
+            self.do(hypervisor, running.make(vda=0))
+        else:
+            (directory(running.vm) / draft_of(disk_file("vda", 1))).write_bytes(b"half of it")
+        interrupted(hypervisor.resolve(order, scope()))
+        assert _names(directory(running.vm)) == before
         self.carry_out(hypervisor, running, order)
+
+    def test_a_call_of_an_agent_that_died_comes_in_time_or_finds_no_layer(
+        self, hypervisor: Hypervisor, running: Record, host: Host, directory: Callable[[VmId], Path]
+    ) -> None:
+        there = directory(running.vm)
+        for number in range(1, 6):
+            order, before = running.take(), _names(there)
+            self.do(hypervisor, running.make(vda=number - 1))
+            layer = there / disk_file("vda", number)
+            in_time, answer = self.race(hypervisor, running.vm, host, layer, order)
+            assert not isinstance(answer, Failed) or answer.code == "interrupted"
+            on = layer if in_time else there / disk_file("vda", number - 1)
+            assert _names(there) == (before | {layer.name} if in_time else before)
+            with closing(libvirt.open(host.uri)) as connection:
+                domain = connection.lookupByUUIDString(running.vm)
+                assert read_chains(domain.XMLDesc(0))["vda"][0] == str(on)
+                assert written_by(domain)["vda"].files[0] == str(on)
+            self.carry_out(hypervisor, running, order)
+
+    def race(
+        self, hypervisor: Hypervisor, vm: VmId, host: Host, layer: Path, order: TakeSnapshot
+    ) -> tuple[bool, Answer]:
+        """A dead agent's call to go over to the layer and its successor's look wait for the guest together. Whether
+        the call came in time, and what the look found."""
+        found: list[Answer] = []
+        refused: list[libvirt.libvirtError] = []
+
+        def hold() -> None:
+            with closing(libvirt.open(host.uri)) as connection:
+                ask_qemu(connection.lookupByUUIDString(vm), "query-status")
+
+        def come_late() -> None:
+            flags = (
+                libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+                | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+                | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+            )
+            disk = f"<disk name='vda' snapshot='external'><driver type='qcow2'/><source file='{layer}'/></disk>"
+            with closing(libvirt.open(host.uri)) as connection:
+                domain = connection.lookupByUUIDString(vm)
+                try:
+                    domain.snapshotCreateXML(f"<domainsnapshot><disks>{disk}</disks></domainsnapshot>", flags)
+                except libvirt.libvirtError as error:
+                    refused.append(error)
+
+        calls = [Thread(target=each) for each in (
+            hold, come_late, lambda: found.append(hypervisor.resolve(order, scope()))
+        )]  # fmt: skip
+        [process] = qemus(vm)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            calls[0].start()
+            with closing(libvirt.open(host.uri)) as connection:
+                domain = connection.lookupByUUIDString(vm)
+                deadline = time.monotonic() + 20
+                while domain.controlInfo()[0] != libvirt.VIR_DOMAIN_CONTROL_OCCUPIED:
+                    assert time.monotonic() < deadline
+                    time.sleep(0.01)
+            for call in calls[1:]:
+                call.start()
+        finally:
+            os.kill(process, signal.SIGCONT)
+        for call in calls:
+            call.join(60)
+            assert not call.is_alive()
+        return not refused, found[0]
 
     def test_what_is_kept_of_a_guest_nobody_else_can_read(
         self, hypervisor: Hypervisor, running: Record, directory: Callable[[VmId], Path]

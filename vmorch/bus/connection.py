@@ -134,3 +134,5 @@ async def apart(call: Coroutine[Any, Any, T]) -> T:
         return calling.result()
     finally:
         calling.cancel()
+        # what it ends with after that interests nobody
+        calling.add_done_callback(lambda ended: ended.cancelled() or ended.exception())

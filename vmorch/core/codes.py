@@ -134,7 +134,7 @@ OUTCOMES: dict[str, Code] = {
     "no-such-storage": Code(409, 1, "The host has no such storage", "A shared disk was asked for on a host without shared storage."),
     "no-such-target": Code(409, 6, "No such target for backups", "Targets are directories that each host's agent is told of in its settings, under [backups]."),
     "no-network": Code(409, 1, "No network is named", "The card names no network and the host has no default one."),
-    "storage-failed": Code(500, 1, "The host's storage failed", "The message is the kernel's own; nothing was left behind."),
+    "storage-failed": Code(500, 1, "The host's storage failed", "The message is the kernel's own; the VM goes on as it was."),
     "qemu-img-failed": Code(500, 1, "qemu-img failed", "The message is qemu-img's own."),
     "disk-too-small": Code(422, 1, "The disk is smaller than its image", "A disk must be at least as large as the image it stands on."),
     "libvirt-refused": Code(409, 1, "libvirt refused", "The message is libvirt's own."),

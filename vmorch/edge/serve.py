@@ -59,6 +59,8 @@ async def _serve(app: Starlette, sockets: list[socket.socket], stop: asyncio.Eve
         server_header=False,
         proxy_headers=False,
         ws="none",
+        # the other parser that it could find takes headers without end
+        http="h11",
         backlog=BACKLOG,
         timeout_graceful_shutdown=GRACE,
     )

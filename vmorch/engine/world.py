@@ -71,7 +71,8 @@ class World:
         return None
 
     def on_fact(self, listener: Callable[[Fact], None]) -> Callable[[], None]:
-        """Call `listener` after each fact that is folded in, until what is returned is called. It must only note."""
+        """Call `listener` after each fact that is folded in, until what is returned is called. It must only note it or
+        begin a task for it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
