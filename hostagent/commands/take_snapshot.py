@@ -114,11 +114,12 @@ def _undone_if_it_fails(command: TakeSnapshot, host: Host, domain: Any) -> Itera
 
 def _give_up(command: TakeSnapshot, host: Host, domain: Any) -> None:
     """The new layers are gone, unless the VM is on them or they hold data. Raises Rejected, libvirtError."""
+    if _is_above(command, host, domain.XMLDesc(0)):
+        return
     if domain.isActive():
         _take_back(command, host, domain)
-        return
-    check_held(command.vm)
-    if not _is_above(command, host, domain.XMLDesc(0)):
+    else:
+        check_held(command.vm)
         _clear_all(command, host)
 
 
@@ -152,7 +153,7 @@ def _take_back(command: TakeSnapshot, host: Host, domain: Any) -> bool:
         for top in tops:
             # a call of an agent that died may still wait for its turn, and then finds nothing
             if top.exists():
-                top.replace(_withdrawn(top))
+                _rename(top, _withdrawn(top))
         if left:
             # libvirt has one of its clients change a domain at a time, so that no such call is under way after this
             written_by(domain)
@@ -164,7 +165,7 @@ def _take_back(command: TakeSnapshot, host: Host, domain: Any) -> bool:
         # whoever is on one of them, or finds data in it, shall find it by its name
         for top in tops:
             if _withdrawn(top).exists():
-                _withdrawn(top).replace(top)
+                _rename(_withdrawn(top), top)
     for files, _ in _pairs(command, host):
         delete_file(files.directory, draft_of(files.of(command.next).name))
     return bool(left)
@@ -177,6 +178,12 @@ def _take_back_one(domain: Any, files: Files, layer: int, top: Path) -> None:
     merged = take_back(domain, files.disk.name, top, files.of(layer))
     if merged or (_is_empty(kept) and not has_open(domain, top)):
         delete_file(kept.parent, kept.name)
+
+
+def _rename(path: Path, to: Path) -> None:
+    if to.exists():
+        raise Rejected("chain-drift", f"{path} and {to} are both there: move the one away that holds nothing")
+    path.rename(to)
 
 
 def _withdrawn(layer: Path) -> Path:
