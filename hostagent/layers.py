@@ -43,8 +43,9 @@ def make_layer(path: Path, below: Path) -> None:
         make_directory(path.parent)
         write_file(path.parent, path.name, empty_layer(header.virtual_size, str(below)))
     except OSError as error:
-        with suppress(OSError):
-            delete_file(path.parent, draft_of(path.name))
+        for name in (path.name, draft_of(path.name)):
+            with suppress(OSError):
+                delete_file(path.parent, name)
         code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "storage-failed"
         raise Rejected(code, f"{path}: {error.strerror}") from error
 

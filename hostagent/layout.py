@@ -28,6 +28,7 @@ _LAYER = re.compile(r"(?P<disk>vd[a-z])(\.(?P<layer>[1-9][0-9]*))?\.qcow2")
 _DIRECTORY_MODE = 0o711
 
 FREED_AFTER = 1.0
+"""Seconds: longer than what follows a deletion in its operation."""
 
 SEED, SERIAL_LOG, RUN_RECORD = "seed.iso", "serial.log", "run.json"
 

@@ -197,12 +197,7 @@ def has_open(domain: Any, file: Path) -> bool:
 
 def has_job(domain: Any, disk: str) -> bool:
     """Whether libvirt has a block job on the disk of an active domain. Raises Rejected `busy`, libvirtError."""
-    call = Call(lambda: domain.blockJobInfo(disk, 0))
-    if not call.over.wait(ANSWER_SECONDS):
-        raise Rejected("busy", "QEMU does not answer")
-    if call.error is not None:
-        raise call.error
-    return bool(call.value)
+    return bool(_outcome(Call(lambda: domain.blockJobInfo(disk, 0))))
 
 
 def take_out(domain: Any, file: Path, within: float, check: Callable[[], None]) -> None:
@@ -277,15 +272,21 @@ def _begin(domain: Any, command: str, shape: Any, **arguments: Any) -> Callable[
     call = Call(lambda: libvirt_qemu.qemuMonitorCommand(domain, json.dumps(order), 0))
 
     def answer() -> Any:
-        if not call.over.wait(ANSWER_SECONDS):
-            raise Rejected("busy", "QEMU does not answer")
-        if call.error is not None:
-            raise call.error
+        said = _outcome(call)
         if shape is msgspec.Raw:
             return None
         try:
-            return msgspec.json.decode(str(call.value), type=shape)
+            return msgspec.json.decode(str(said), type=shape)
         except msgspec.MsgspecError as error:
             raise Rejected("libvirt-refused", f"QEMU's answer to {command} is not understood: {error}") from error
 
     return answer
+
+
+def _outcome(call: Call) -> Any:
+    """What a call to libvirt that needs QEMU gave. Raises Rejected `busy` if it takes too long, libvirtError."""
+    if not call.over.wait(ANSWER_SECONDS):
+        raise Rejected("busy", "QEMU does not answer")
+    if call.error is not None:
+        raise call.error
+    return call.value

@@ -32,8 +32,8 @@ def make_layers(command: MakeLayers, host: Host, scope: Scope) -> Done:
     made: list[Path] = []
     try:
         for path, below in _wanted(command, host):
-            made.append(path)
             make_layer(path, below)
+            made.append(path)
     except Rejected:
         for path in made:
             path.unlink(missing_ok=True)

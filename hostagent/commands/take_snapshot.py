@@ -6,7 +6,7 @@ before it is tried again.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +85,12 @@ def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
         if active and _take_back(command, host, domain):
             told = str(domain.XMLDesc(0))
         check(host, command, domain, told=told)
-        _clear_all(command, host)
+        if not active:
+            _clear_all(command, host)
         scope.check()
         with _undone_if_it_fails(command, host, domain):
-            _make(command, host)
+            for files, layer in _pairs(command, host):
+                make_layer(files.of(command.next), files.of(layer))
             if active:
                 held = _take(command, host, domain, scope)
             _note(command, host, domain, told)
@@ -247,17 +249,3 @@ def _xml(command: TakeSnapshot, host: Host, memory: Path | None) -> str:
         etree.SubElement(disk, "driver", type="qcow2")
         etree.SubElement(disk, "source", file=str(files.of(command.next)))
     return etree.tostring(snapshot, encoding="unicode")
-
-
-def _make(command: TakeSnapshot, host: Host) -> None:
-    """The new layers are there and nobody uses them: libvirt would take longer to make them."""
-    made: list[Path] = []
-    try:
-        for files, layer in _pairs(command, host):
-            made.append(files.of(command.next))
-            make_layer(files.of(command.next), files.of(layer))
-    except BaseException:
-        for path in made:
-            with suppress(OSError):
-                path.unlink()
-        raise

@@ -20,7 +20,7 @@ import libvirt_qemu
 import pytest
 from backup_contract import BackupContract, Restore, Write
 from contract import HypervisorContract, scope
-from layer_contract import FIRST, SECOND, Content, LayerContract, Record
+from layer_contract import FIRST, SECOND, Content, Files, LayerContract, Record
 from libvirt_host import ImageServer, empty_qcow2, hypervisor_on, lab_of, pin
 from msgspec.structs import replace
 from volume_contract import VolumeContract, new_id
@@ -190,10 +190,6 @@ def interrupted(answer: Answer) -> None:
     assert answer.code == "interrupted"
 
 
-def _names(directory: Path) -> set[str]:
-    return {each.name for each in directory.iterdir()}
-
-
 class TestLibvirtLayers(Layers, LayerContract):
     @pytest.mark.parametrize("into", [0, 1])
     def test_a_merge_that_libvirt_did_not_live_to_see_is_ended_and_the_guest_goes_on(
@@ -233,32 +229,33 @@ class TestLibvirtLayers(Layers, LayerContract):
     @pytest.mark.parametrize("power", ["running", "off"])
     @pytest.mark.parametrize("left", ["layer", "draft"])
     def test_what_an_agent_made_before_it_died_is_taken_away(
-        self, hypervisor: Hypervisor, running: Record, directory: Callable[[VmId], Path], power: str, left: str
-    ) -> None:
+        self, hypervisor: Hypervisor, running: Record, directory: Callable[[VmId], Path], files: Files, power: str,
+        left: str,
+    ) -> None:  # fmt: skip
         if power == "off":
             self.stop(hypervisor, running)
-        before = _names(directory(running.vm))
+        before = files(running.vm)
         order = running.take()
         if left == "layer":
             self.do(hypervisor, running.make(vda=0))
         else:
             (directory(running.vm) / draft_of(disk_file("vda", 1))).write_bytes(b"half of it")
         interrupted(hypervisor.resolve(order, scope()))
-        assert _names(directory(running.vm)) == before
+        assert files(running.vm) == before
         self.carry_out(hypervisor, running, order)
 
     def test_a_call_of_an_agent_that_died_comes_in_time_or_finds_no_layer(
-        self, hypervisor: Hypervisor, running: Record, host: Host, directory: Callable[[VmId], Path]
+        self, hypervisor: Hypervisor, running: Record, host: Host, directory: Callable[[VmId], Path], files: Files
     ) -> None:
         there = directory(running.vm)
         for number in range(1, 6):
-            order, before = running.take(), _names(there)
+            order, before = running.take(), set(files(running.vm))
             self.do(hypervisor, running.make(vda=number - 1))
             layer = there / disk_file("vda", number)
             in_time, answer = self.race(hypervisor, running.vm, host, layer, order)
             assert not isinstance(answer, Failed) or answer.code == "interrupted"
             on = layer if in_time else there / disk_file("vda", number - 1)
-            assert _names(there) == (before | {layer.name} if in_time else before)
+            assert files(running.vm) == (before | {layer.name} if in_time else before)
             with closing(libvirt.open(host.uri)) as connection:
                 domain = connection.lookupByUUIDString(running.vm)
                 assert read_chains(domain.XMLDesc(0))["vda"][0] == str(on)

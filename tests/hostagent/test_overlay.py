@@ -80,6 +80,18 @@ def test_a_long_name_of_the_file_below_is_kept_whole() -> None:
     assert empty_layer(SECTOR, name).count(name.encode()) == 1
 
 
+def test_a_layer_that_holds_data_is_neither_made_again_nor_taken_away(tmp_path: Path) -> None:
+    base, layer = below(tmp_path, MIB), tmp_path / "vda.1.qcow2"
+    make_layer(layer, base)
+    make_layer(layer, base)
+    subprocess.run(["qemu-io", "-c", "write -P 2 0 64k", layer], check=True, capture_output=True)
+    before = layer.read_bytes()
+    with pytest.raises(Rejected) as refused:
+        make_layer(layer, base)
+    assert refused.value.code == "chain-drift"
+    assert layer.read_bytes() == before
+
+
 def test_a_full_file_system_is_told_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = below(tmp_path, MIB)
 
