@@ -173,10 +173,8 @@ class Drains:
         correlation: str | None = None,
     ) -> Accepted:
         """Append what `decide` says, or find what a repeat of the request appended."""
-        facts: list[Fact] | None = await self.recorder.repeated(caller, print)
-        if facts is None:
-            meta = self.recorder.meta_of(caller, print=print, correlation=correlation)
-            facts, _ = await self.recorder.record(lambda: (decide(), None), lambda _: meta, claim=True)
+        meta = self.recorder.meta_of(caller, print=print, correlation=correlation)
+        facts: list[Fact] = await self.recorder.once(lambda: (decide(), None), lambda _: meta, caller, print)
         subjects = dict(split_stream(fact.stream) for fact in facts)
         kind = next(each for each in ("drain", "maintenance", "budget", "host") if each in subjects)
         id = subjects[kind]

@@ -133,7 +133,8 @@ class Handler:
         def admit(wanted: CreateVm) -> Admission:
             return admit_create(self.fleet, wanted, vm=vm, operation=operation, who=who)
 
-        sealed = command
+        # of a repeat nothing is recorded
+        sealed = msgspec.structs.replace(command, user_data="")
         if command.user_data and await self.recorder.repeated(caller, print) is None:
             admit(command)  # what is refused needs no key
             user_data = await self.keys.seal(stream("vm", vm), command.user_data)
@@ -462,18 +463,15 @@ class Handler:
         admit: Callable[[], Admission],
         operation: OperationId,
     ) -> Accepted:
-        facts = await self.recorder.repeated(caller, print)
-        if facts is None:
+        def decide() -> tuple[Iterable[Change], Admission]:
+            admission = admit()
+            return admission.changes, admission
 
-            def decide() -> tuple[Iterable[Change], Admission]:
-                admission = admit()
-                return admission.changes, admission
+        def meta(admission: Admission) -> Any:
+            of = operation if admission.starts_operation else None
+            return self.recorder.meta_of(caller, operation=of, print=print)
 
-            def meta(admission: Admission) -> Any:
-                of = operation if admission.starts_operation else None
-                return self.recorder.meta_of(caller, operation=of, print=print)
-
-            facts, _ = await self.recorder.record(decide, meta, claim=True)
+        facts = await self.recorder.once(decide, meta, caller, print)
         # what is done on a host's strays has only the VM that carries it
         known: Literal["vm", "volume"] = kind if any(split_stream(fact.stream)[0] == kind for fact in facts) else "vm"
         id = subject_of(facts, known)
@@ -491,11 +489,8 @@ class Handler:
         """Append what `decide` says, or find what a repeat of the request appended. The first event names the
         subject."""
         print = fingerprint(caller.actor, verb, ref, body)
-        facts: list[Fact] | None = await self.recorder.repeated(caller, print)
-        if facts is None:
-            facts, _ = await self.recorder.record(
-                lambda: (decide(), None), lambda _: self.recorder.meta_of(caller, print=print), claim=True
-            )
+        meta = self.recorder.meta_of(caller, print=print)
+        facts: list[Fact] = await self.recorder.once(lambda: (decide(), None), lambda _: meta, caller, print)
         subject, at = split_stream(facts[0].stream)[1], facts[0].stream
         return Accepted(subject=subject, name=name_held(self.fleet, at), position=facts[-1].position), facts
 

@@ -96,6 +96,24 @@ class Recorder:
             return None
         return await self._recall(caller.request, print)
 
+    async def once(
+        self, decide: Callable[[], tuple[Iterable[Change], T]], meta: Callable[[T], Meta], caller: Caller, print: str
+    ) -> list[Fact]:
+        """The facts that the caller's request caused: recorded now as `decide` says, or before by the same request.
+
+        The log itself knows a repeat, so that nobody else waits for the question. Raises Rejected (`request-reused` if
+        the request was another one), LogUnavailable.
+        """
+        try:
+            facts, _ = await self.record(decide, meta, claim=True)
+        except Rejected:
+            # what a repeat is refused for may be what the first one did
+            before = await self.repeated(caller, print)
+            if before is None:
+                raise
+            return before
+        return facts or await self.repeated(caller, print) or []
+
     async def record(
         self, decide: Callable[[], tuple[Iterable[Change], T]], meta: Callable[[T], Meta], claim: bool = False
     ) -> tuple[list[Fact], T]:

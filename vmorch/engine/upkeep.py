@@ -76,10 +76,8 @@ class Upkeep:
     async def _record(
         self, decide: Callable[[], Iterable[Change]], caller: Caller, print: str, correlation: str | None
     ) -> Accepted:
-        facts = await self.recorder.repeated(caller, print)
-        if facts is None:
-            meta = self.recorder.meta_of(caller, print=print, correlation=correlation)
-            facts, _ = await self.recorder.record(lambda: (decide(), None), lambda _: meta, claim=True)
+        meta = self.recorder.meta_of(caller, print=print, correlation=correlation)
+        facts = await self.recorder.once(lambda: (decide(), None), lambda _: meta, caller, print)
         subject = next(id for kind, id in (split_stream(fact.stream) for fact in facts) if kind == "maintenance")
         return Accepted(subject=subject, name="maintenance", position=facts[-1].position)
 
