@@ -134,10 +134,12 @@ class EventLog:
         while True:
             seen = self._hints.count
             began = clock()
-            try:
-                events = self._committer.tail.after(after) or await self.read(after, _PAGE)
-            except LogUnavailable:
-                events = []
+            own = events = self._committer.tail.after(after)
+            if not own:
+                try:
+                    events = await self.read(after, _PAGE)
+                except LogUnavailable:
+                    events = []
             if events:
                 after = events[-1].position
                 yield events
@@ -147,7 +149,8 @@ class EventLog:
                     since, before = clock(), self._committer.written
                 if written > _HOT * max(passed, _WINDOW):
                     await self._rest(_REST * self._followers * worked, urgent)
-            else:
+            if own or not events:
+                # what somebody else appended after that comes with a hint
                 await self._hints.wait(seen)
 
     async def _rest(self, longest: float, urgent: Callable[[], bool]) -> None:

@@ -30,7 +30,7 @@ logger = structlog.get_logger()
 NAME = "read-models"
 BATCH = 5000
 CHUNK = 2000
-SPACING = 0.02
+SPACING = 0.05
 """Seconds between two writes: what comes meanwhile shares the next one, and operations do not wait for a write each."""
 
 _CHECKPOINT = text(
@@ -84,6 +84,7 @@ class Projector:
         self._rows = Rows()
         self._turn = asyncio.Lock()
         self._moved = asyncio.Condition()
+        self._waiting = 0
         self._asked = asyncio.Event()
 
     async def start(self) -> None:
@@ -102,6 +103,7 @@ class Projector:
     async def run(self) -> None:
         """Follow the log, for ever; while log or database are away, wait."""
         async for batch in self.log.follow(self.position, self._asked.is_set):
+            await self._pause()
             async with self._turn:
                 fresh = [record for record in batch if record.position > self._rows.fleet.position]
                 for record in fresh:
@@ -110,27 +112,29 @@ class Projector:
                 if fresh:
                     await self._write(changed)
                     await self._advance()
-            if fresh:
-                await self._pause()
 
     async def reached(self, position: Position, seconds: float) -> bool:
         """Whether the models stand at `position` or beyond within that time."""
         if self.position >= position:
             return True
+        self._waiting += 1
         self._asked.set()
         try:
             async with asyncio.timeout(seconds), self._moved:
                 await self._moved.wait_for(lambda: self.position >= position)
         except TimeoutError:
             return False
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._asked.clear()
         return True
 
     async def _pause(self) -> None:
-        """Let changes gather, unless somebody waits for them."""
+        """Let changes gather, and whoever made them go first, unless somebody waits for them."""
         with suppress(TimeoutError):
             async with asyncio.timeout(SPACING):
                 await self._asked.wait()
-        self._asked.clear()
 
     async def status(self) -> list[ProjectionStatus]:
         """How far the models are behind the log."""
