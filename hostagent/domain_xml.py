@@ -22,7 +22,8 @@ NAMESPACE = "urn:vmorch:domain:1"
 DomainType = Literal["kvm", "qemu"]
 
 _MARKER = f"{{{NAMESPACE}}}vm"
-_ALIAS = "q35"
+NEWEST = "q35"
+"""The machine type that stands for the newest which a host has."""
 _SEED_TARGET = "vdz"
 _SPARE_PORTS = 4
 _FIXED_PORTS = 3
@@ -43,7 +44,7 @@ class Definition(Struct, frozen=True, kw_only=True):
     seed: Path | None
     serial_log: Path
     default_network: str | None
-    machine: str = _ALIAS
+    machine: str = NEWEST
     """A versioned machine type once libvirt has chosen one: a guest must not find another board after an update."""
 
 
@@ -53,6 +54,63 @@ class Marker(Struct, frozen=True):
     cluster: str
     digest: str
     figures: dict[str, str]
+
+
+class Told:
+    """A domain's XML as libvirt told it, parsed once. Of what it does not say, or if it cannot be read, there is
+    nothing."""
+
+    def __init__(self, xml: str) -> None:
+        found = _parse(xml)
+        self._root = etree.Element("domain") if found is None else found
+
+    @property
+    def active(self) -> bool:
+        """Whether the domain had a QEMU then."""
+        return self._root.get("id") is not None
+
+    @property
+    def marker(self) -> Marker | None:
+        """What it says of itself if it is a domain of some cluster's."""
+        found = self._root.find(f"metadata/{_MARKER}")
+        return None if found is None else _marker(found)
+
+    @property
+    def machine(self) -> str:
+        """Its machine type; without one, the newest that the host has."""
+        kind = self._root.find("os/type")
+        return NEWEST if kind is None else kind.get("machine", NEWEST)
+
+    @property
+    def figures(self) -> dict[str, str]:
+        """What of its configuration can drift: field -> value, as `build` would have it."""
+        return _figures(self._root) if len(self._root) else {}
+
+    @property
+    def disks(self) -> dict[str, str]:
+        """The files that it writes to, by the names of its disks."""
+        return {name: files[0] if files else "" for name, files in self.chains.items()}
+
+    @property
+    def chains(self) -> dict[str, tuple[str, ...]]:
+        """The files of each disk that it writes to, topmost first, as far as libvirt tells them."""
+        return {_target(each): tuple(_files(each)) for each in self._disks() if each.find("readonly") is None}
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        """By which name QEMU knows each disk of it, if it is active."""
+        found = ((_target(each), each.find("alias")) for each in self._disks())
+        return {name: "" if alias is None else alias.get("name", "") for name, alias in found}
+
+    @property
+    def host_devices(self) -> tuple[str, ...]:
+        """What it holds of its host, such as `pci 0000:3b:00.0`, which cannot leave with it. vmorch gives a domain
+        none, but whoever does it by hand shall hear of it before the guest moves."""
+        lent = self._root.iterfind("devices/interface[@type='hostdev']")
+        return tuple(_host_device(each) for each in [*self._root.iterfind("devices/hostdev"), *lent])
+
+    def _disks(self) -> Iterator[_Element]:
+        return self._root.iterfind("devices/disk")
 
 
 def build(definition: Definition) -> str:
@@ -72,7 +130,7 @@ def build(definition: Definition) -> str:
 
 def digest(definition: Definition) -> str:
     """SHA-256 of the definition, apart from the machine type that libvirt chose for it."""
-    text = etree.tostring(_domain(definition, machine=_ALIAS), encoding="utf-8")
+    text = etree.tostring(_domain(definition, machine=NEWEST), encoding="utf-8")
     return hashlib.sha256(text).hexdigest()
 
 
@@ -85,50 +143,9 @@ def read_marker(metadata: str) -> Marker | None:
     return _marker(found)
 
 
-def find_marker(xml: str) -> Marker | None:
-    """The marker in a domain's XML, None if there is none."""
-    found = _parse(xml)
-    marker = None if found is None else found.find(f"metadata/{_MARKER}")
-    return None if marker is None else _marker(marker)
-
-
-def is_active(xml: str) -> bool:
-    """Whether the domain had a QEMU when libvirt told its XML."""
-    found = _parse(xml)
-    return found is not None and found.get("id") is not None
-
-
-def read_figures(xml: str) -> dict[str, str]:
-    """What of a domain's configuration can drift: field -> value, as `build` would have it."""
-    found = _parse(xml)
-    return {} if found is None else _figures(found)
-
-
-def read_disks(xml: str) -> dict[str, str]:
-    """The files that a domain writes to, by the names of its disks."""
-    found = _parse(xml)
-    disks = () if found is None else found.iterfind("devices/disk")
-    written = (_disk_figure(each).partition("=") for each in disks if each.find("readonly") is None)
-    return {name: file for name, _, file in written}
-
-
-def read_chains(xml: str) -> dict[str, tuple[str, ...]]:
-    """The files of each disk that a domain writes to, topmost first, as far as libvirt tells them."""
-    found = _parse(xml)
-    disks = () if found is None else found.iterfind("devices/disk")
-    return {_target(each): tuple(_files(each)) for each in disks if each.find("readonly") is None}
-
-
 def disk_device(name: str, path: Path) -> str:
     """A disk as it is plugged into a domain that is on, or told when it shall be unplugged."""
     return etree.tostring(_disk(name, path, first=False), encoding="unicode")
-
-
-def read_aliases(xml: str) -> dict[str, str]:
-    """By which name QEMU knows each disk of an active domain."""
-    found = _parse(xml)
-    disks = () if found is None else found.iterfind("devices/disk")
-    return {_target(each): "" if (alias := each.find("alias")) is None else alias.get("name", "") for each in disks}
 
 
 def with_disks(xml: str, files: Mapping[str, Path]) -> str:
@@ -169,16 +186,6 @@ def _files(disk: _Element) -> Iterator[str]:
         level = level.find("backingStore")
 
 
-def read_host_devices(xml: str) -> tuple[str, ...]:
-    """What a domain holds of its host, such as `pci 0000:3b:00.0`, which cannot leave with it. vmorch gives a domain
-    none, but whoever does it by hand shall hear of it before the guest moves."""
-    found = _parse(xml)
-    if found is None:
-        return ()
-    held = [*found.iterfind("devices/hostdev"), *found.iterfind("devices/interface[@type='hostdev']")]
-    return tuple(_host_device(each) for each in held)
-
-
 def _host_device(held: _Element) -> str:
     kind = held.get("type", "device") if held.tag == "hostdev" else "pci"
     address = held.find("source/address")
@@ -188,13 +195,6 @@ def _host_device(held: _Element) -> str:
     if "slot" in at:
         return f"{kind} {at.get('domain', '0000')}:{at.get('bus', '00')}:{at['slot']}.{at.get('function', '0')}"
     return f"{kind} " + " ".join(f"{name} {value}" for name, value in at.items())
-
-
-def read_machine(xml: str | None) -> str:
-    """The machine type in a domain's configuration; without one, the newest that the host has."""
-    found = None if xml is None else _parse(xml)
-    kind = None if found is None else found.find("os/type")
-    return _ALIAS if kind is None else kind.get("machine", _ALIAS)
 
 
 def _tag(tag: str, /, *content: str | _Element, **attributes: str) -> _Element:

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
-from vmorch.core.hostcommands import Answer, Observed, Sample
+from vmorch.core.hostcommands import Answer, Done, Observed, Sample
 from vmorch.core.ids import VmId
 from vmorch.core.messages import HostCommand
 from vmorch.core.spec import HostFacts
@@ -46,6 +46,10 @@ class Scope(Protocol):
     def tell(self, sample: Sample) -> None:
         """Show how far a passage has come. Never waits, never fails, and may reach nobody."""
 
+    def answer(self, done: Done) -> None:
+        """The target is reached for good, and whoever waits may know it: the command only sets right after it what
+        nobody waits for. If that is broken off, `resolve` does it. May wait a moment, and never fails."""
+
 
 class HypervisorLost(Exception):
     """The hypervisor's daemon cannot be reached now; nothing is known about the effect of a call in flight."""
@@ -63,7 +67,8 @@ class Hypervisor(Protocol):
 
     def resolve(self, command: HostCommand, scope: Scope) -> Answer:
         """After a crash in the middle of `execute`: look whether the target is reached, and begin nothing.
-        What the daemon goes on with by itself is followed to its end first, within the command's own limits.
+        What the daemon goes on with by itself is followed to its end first, within the command's own limits, and what a
+        command does after its answer is done.
         Done(already=True) if it is reached, else Failed(code="interrupted"), or a command's own code where the
         looking tells more. Raises Withdrawn, Expired, HypervisorLost."""
 

@@ -5,6 +5,8 @@ Whoever cannot be proven to be the control plane gets no answer. Must not carry 
 
 import asyncio
 import sqlite3
+import threading
+from functools import partial
 
 import structlog
 
@@ -17,10 +19,13 @@ from hostagent.scope import OrderScope
 from hostagent.session import Party, Session
 from hostagent.telemetry import Teller
 from vmorch.core.codec import Unreadable, unpack_host_command
-from vmorch.core.hostcommands import DomainCommand, Failed
+from vmorch.core.hostcommands import DomainCommand, Done, Failed
 from vmorch.core.ids import CommandId, VmId
 from vmorch.core.messages import HostCommand
 from vmorch.wire.envelopes import Forged, Order, Receipt, ToAgent, Withdrawal, seal, unseal
+
+TOLD_WITHIN = 0.1
+"""Seconds that a job which was answered before its end waits for its answer to arrive."""
 
 _log = structlog.get_logger(__name__)
 
@@ -50,7 +55,7 @@ class Intake:
         self._one_at_a_time = asyncio.Lock()
 
     def resume(self) -> None:
-        """Queue every order of an earlier process that has no answer, to be looked at before all else."""
+        """Queue every order of an earlier process that is not over, to be looked at before all else."""
         for order in self._journal.open_orders():
             try:
                 command = unpack_host_command(order.command)
@@ -152,10 +157,24 @@ class Intake:
         until: float,
         interrupted: bool = False,
     ) -> None:
-        scope = OrderScope(self._effects.clock, until, self._teller.of(id, vm))
+        early = partial(self._answer_early, asyncio.get_running_loop(), id, vm)
+        scope = OrderScope(self._effects.clock, until, self._teller.of(id, vm), early)
         job = Job(id=id, lane=lane, vm=vm, command=command, scope=scope, interrupted=interrupted)
         self._jobs[id] = job
         self._lanes.put(lane, job)
+
+    def _answer_early(self, loop: asyncio.AbstractEventLoop, id: CommandId, vm: VmId | None, done: Done) -> None:
+        """In the job's thread: its answer is in the outbox, though the job goes on; once it is told, or soon."""
+        try:
+            self._journal.answer(id, vm, done, over=False)
+        except sqlite3.OperationalError:
+            # it is answered when it has ended
+            return
+        if not loop.is_closed():
+            told = threading.Event()
+            loop.call_soon_threadsafe(self._session.wake, told.set)
+            # what goes on is in nobody's way until then
+            told.wait(TOLD_WITHIN)
 
 
 def _refused(code: str, message: str) -> Receipt:

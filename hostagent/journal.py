@@ -29,12 +29,12 @@ PRUNE_EVERY = 1000
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS orders (
-    id TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN ('intent', 'done')),
+    id TEXT PRIMARY KEY, state TEXT NOT NULL CHECK (state IN ('intent', 'told', 'done')),
     lane TEXT NOT NULL, vm TEXT, epoch INTEGER NOT NULL, session TEXT NOT NULL,
     command BLOB, answer BLOB, at REAL NOT NULL,
-    CHECK ((state = 'done') = (answer IS NOT NULL))
+    CHECK ((state = 'intent') = (answer IS NULL))
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS orders_open ON orders (at) WHERE state = 'intent';
+CREATE INDEX IF NOT EXISTS orders_open ON orders (at) WHERE state != 'done';
 CREATE INDEX IF NOT EXISTS orders_done ON orders (at) WHERE state = 'done';
 CREATE TABLE IF NOT EXISTS outbox (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, order_id TEXT, vm TEXT, item BLOB NOT NULL
@@ -62,7 +62,7 @@ _names = msgspec.json.Decoder(tuple[str, ...])
 
 
 class OpenOrder(Struct, frozen=True, kw_only=True):
-    """An order that was accepted and has no answer: its effect may be there or not."""
+    """An order that was accepted and is not over: its effect may be there or not, or what it was to tidy up."""
 
     id: CommandId
     lane: str
@@ -134,13 +134,16 @@ class Journal:
             self._put(Answered(id=id, answer=answer), id, vm)
             return True
 
-    def answer(self, id: CommandId, vm: VmId | None, answer: Answer) -> None:
-        """Remember what became of an order and that it must be told. A second answer changes nothing."""
+    def answer(self, id: CommandId, vm: VmId | None, answer: Answer, *, over: bool = True) -> None:
+        """Remember what became of an order and that it must be told, and whether the order is `over`. A second answer
+        changes nothing but that."""
         with self._change() as db:
             changed = db.execute(
-                "UPDATE orders SET state = 'done', answer = ? WHERE id = ? AND state = 'intent'",
-                (_encode(answer), id),
+                "UPDATE orders SET state = ?, answer = ? WHERE id = ? AND state = 'intent'",
+                ("done" if over else "told", _encode(answer), id),
             ).rowcount
+            if over:
+                db.execute("UPDATE orders SET state = 'done' WHERE id = ? AND state = 'told'", (id,))
             if not changed:
                 return
             self._put(Answered(id=id, answer=answer), id, vm)
@@ -149,10 +152,10 @@ class Journal:
                 self._see(vm, answer.observed, before.configuration if before else {})
 
     def open_orders(self) -> list[OpenOrder]:
-        """Every order without an answer, oldest first."""
+        """Every order that is not over, oldest first."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT id, lane, vm, command FROM orders WHERE state = 'intent' ORDER BY at, id"
+                "SELECT id, lane, vm, command FROM orders WHERE state != 'done' ORDER BY at, id"
             ).fetchall()
         return [OpenOrder(id=id, lane=lane, vm=vm, command=_packed.decode(data)) for id, lane, vm, data in rows]
 

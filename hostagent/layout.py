@@ -14,6 +14,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from hostagent.network_fs import keeps_names
 from vmorch.core.errors import Rejected
@@ -26,6 +27,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _DISK = re.compile(r"vd[a-z]")
 _LAYER = re.compile(r"(?P<disk>vd[a-z])(\.(?P<layer>[1-9][0-9]*))?\.qcow2")
 _DIRECTORY_MODE = 0o711
+_BLOCK = 4096
 
 FREED_AFTER = 1.0
 """Seconds: longer than what follows a deletion in its operation."""
@@ -230,6 +232,12 @@ def drop_if_empty(directory: Path) -> None:
 
 def write_file(directory: Path, name: str, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
     """The file holds exactly this; a reader, or a crash, sees the old or the new. Durable survives a power cut."""
+    write_draft(directory, name, data, mode=mode, durable=durable)
+    keep_draft(directory, name, durable=durable)
+
+
+def write_draft(directory: Path, name: str, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """The draft of the file holds exactly this. Raises OSError, Rejected `not-ours`."""
     with opened(directory) as descriptor:
         if descriptor is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
@@ -238,13 +246,30 @@ def write_file(directory: Path, name: str, data: bytes, *, mode: int = 0o600, du
             os.unlink(draft, dir_fd=descriptor)
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(draft, flags, mode, dir_fd=descriptor), "wb") as file:
-            file.write(data)
-            file.flush()
+            _write_sparse(file, data)
             if durable:
                 os.fsync(file.fileno())
-        os.rename(draft, name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
+
+
+def keep_draft(directory: Path, name: str, *, durable: bool = True) -> None:
+    """The file is what its draft was. Raises OSError."""
+    with opened(directory) as descriptor:
+        if descriptor is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
+        os.rename(draft_of(name), name, src_dir_fd=descriptor, dst_dir_fd=descriptor)
         if durable:
             os.fsync(descriptor)
+
+
+def _write_sparse(file: BinaryIO, data: bytes) -> None:
+    """The new file holds this, and takes no space for what is zeros."""
+    for at in range(0, len(data), _BLOCK):
+        part = data[at : at + _BLOCK]
+        if part.count(0) < len(part):
+            file.seek(at)
+            file.write(part)
+    file.truncate(len(data))
+    file.flush()
 
 
 def free_bytes(directory: Path) -> int:

@@ -7,18 +7,24 @@ import threading
 from collections.abc import Callable
 
 from hostagent.hypervisor import Expired, Withdrawn
-from vmorch.core.hostcommands import Sample
+from vmorch.core.hostcommands import Done, Sample
 
 
 class OrderScope:
-    """A `Scope` that ends at `until` on the monotonic clock, or when it is withdrawn. `tell` takes its samples."""
+    """A `Scope` that ends at `until` on the monotonic clock, or when it is withdrawn. `tell` takes its samples, and
+    `answer` what it is answered with before its end."""
 
     def __init__(
-        self, clock: Callable[[], float], until: float, tell: Callable[[Sample], None] = lambda sample: None
+        self,
+        clock: Callable[[], float],
+        until: float,
+        tell: Callable[[Sample], None] = lambda sample: None,
+        answer: Callable[[Done], None] = lambda done: None,
     ) -> None:
         self._clock = clock
         self._until = until
         self._tell = tell
+        self._answer = answer
         self._withdrawn = threading.Event()
 
     def withdraw(self) -> None:
@@ -41,3 +47,6 @@ class OrderScope:
 
     def tell(self, sample: Sample) -> None:
         self._tell(sample)
+
+    def answer(self, done: Done) -> None:
+        self._answer(done)

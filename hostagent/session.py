@@ -67,6 +67,7 @@ class Session:
         self._effects = effects
         self._new_credentials = new_credentials
         self._wake = asyncio.Event()
+        self._awaiting: list[Callable[[], None]] = []
         self._link_up = asyncio.Event()
         self._renew = False
         self._greeted = False
@@ -87,8 +88,10 @@ class Session:
         self._renew = True
         self._wake.set()
 
-    def wake(self) -> None:
-        """There is something new in the outbox."""
+    def wake(self, told: Callable[[], None] | None = None) -> None:
+        """There is something new in the outbox. `told` is called once it is confirmed, unless the session ends."""
+        if told is not None:
+            self._awaiting.append(told)
         self._wake.set()
 
     async def tell_for_ever(self, bus: Bus) -> None:
@@ -148,6 +151,7 @@ class Session:
 
     async def _tell_next(self, bus: Bus, session: SessionId) -> None:
         self._wake.clear()
+        awaiting, self._awaiting = self._awaiting, []
         entries = await self._effects.blocking.run(lambda: self._journal.unconfirmed(BATCH_ITEMS, BATCH_BYTES))
         if not entries:
             if self._renew:
@@ -158,6 +162,8 @@ class Session:
         items = tuple(entry.item for entry in entries)
         report = Report(host=self._party.host, session=session, through=through, items=items)
         confirmation = await self._confirmed(bus, report)
+        for told in awaiting:
+            told()
         await self._effects.blocking.run(lambda: self._journal.confirm(through, confirmation.position))
         if confirmation.incarnation not in ("", self._pins.incarnation):
             raise Ended("the log was restored")

@@ -4,7 +4,7 @@ Everything that differs is told at once, with what to do about it; nothing is re
 can each know better than the others: the files, libvirt, and the QEMU of a guest that runs.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,9 @@ import libvirt
 from msgspec import Struct
 
 from hostagent.commands._host import Host
-from hostagent.commands._monitor import ask_written, has_job
+from hostagent.commands._monitor import Used, ask_used
 from hostagent.commands._qemu import check_held
-from hostagent.domain_xml import is_active, read_chains
+from hostagent.domain_xml import Told
 from hostagent.layout import disk_file, draft_of, layer_of, opened
 from hostagent.qcow2 import LayerHeader, is_qcow2, read_layer
 from vmorch.core.errors import Rejected
@@ -88,33 +88,40 @@ def check(
     command: LayerCommand,
     domain: Any | None,
     *,
-    told: str = "",
+    told: Told | None = None,
     merging: Merge | None = None,
     merged: str = "",
     changing: bool = False,
     leaving: frozenset[tuple[str, int]] = frozenset(),
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> Held:
     """What the VM's disks are on, once the layers are as `command.stacks` says. Raises Rejected `chain-drift` or
     `guest-unheld`, libvirtError.
 
     `told` is the domain's XML, if it was just asked for. What was broken off may have gone some way: a merge
     (`merging`, of the disk `merged`; `changing`, if a guest was about to change over), or a removal of the layers that
-    are `leaving` (by disk and number).
+    are `leaving` (by disk and number). If the files are as they should be, `meanwhile` is called while QEMU is asked;
+    it must not touch a layer.
     """
     if not command.stacks:
+        meanwhile()
         return Held()
-    if domain is not None and not told:
-        told = str(domain.XMLDesc(0))
-    active = is_active(told)
-    live = read_chains(told) if active else {}
+    if domain is not None and told is None:
+        told = Told(domain.XMLDesc(0))
+    active = told is not None and told.active
     if not active:
         check_held(command.vm)
-    # QEMU takes its time, in which the rest can be looked at
-    written = ask_written(domain, told) if active else dict
-    found = list(_lying(host, command, domain, merging, merged, leaving))
-    configured = {} if domain is None else read_chains(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    held = Held(active, configured, live, {name: each.files for name, each in written().items()})
-    found += _used(host, command, domain, held, merging, merged, changing)
+    found = list(_by_hand(command, domain))
+    configured = {} if domain is None else Told(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).chains
+    # QEMU takes its time, in which libvirt is slow to answer, but the files can be looked at
+    ask = ask_used(domain, told) if told is not None and active else lambda: Used({}, frozenset())
+    live = told.chains if told is not None and active else {}
+    found += _lying(host, command, merging, merged, leaving)
+    if not found:
+        meanwhile()
+    used = ask()
+    held = Held(active, configured, live, {name: each.files for name, each in used.written.items()})
+    found += _used(host, command, held, used.at_work, merging, merged, changing)
     if found:
         raise Rejected("chain-drift", "; ".join(found[:_MOST_TOLD]), facts={"blockers": found[:_MOST_TOLD]})
     return held
@@ -153,18 +160,20 @@ def _disks(
         yield stack, files_of(host, command.vm, stack.disk), merging if merged == stack.disk.name else None
 
 
+def _by_hand(command: LayerCommand, domain: Any | None) -> Iterator[str]:
+    if domain is not None and domain.snapshotNum():
+        names = ", ".join(each.getName() for each in domain.listAllSnapshots())
+        yield f"libvirt knows snapshots that were taken by hand: {names}; virsh snapshot-delete {command.vm} NAME"
+
+
 def _lying(
     host: Host,
     command: LayerCommand,
-    domain: Any | None,
     merging: Merge | None,
     merged: str,
     leaving: frozenset[tuple[str, int]],
 ) -> Iterator[str]:
-    """What differs in the files, and in what libvirt keeps apart from any guest."""
-    if domain is not None and domain.snapshotNum():
-        names = ", ".join(each.getName() for each in domain.listAllSnapshots())
-        yield f"libvirt knows snapshots that were taken by hand: {names}; virsh snapshot-delete {command.vm} NAME"
+    """What differs in the files."""
     for stack, files, this in _disks(host, command, merging, merged):
         going = frozenset(layer for name, layer in leaving if name == stack.disk.name)
         yield from _on_disk(files, stack, command.next, this, going)
@@ -173,8 +182,8 @@ def _lying(
 def _used(
     host: Host,
     command: LayerCommand,
-    domain: Any | None,
     held: Held,
+    at_work: frozenset[str],
     merging: Merge | None,
     merged: str,
     changing: bool,
@@ -186,8 +195,9 @@ def _used(
         gone_on = this if changing or held.active else None
         yield from _in_configuration(files, stack, held.configured, gone_on, off)
         yield from _in_use(files, stack, held, this)
-        if held.active and domain is not None and (this is None or not _is_active_merge(stack, this)):
-            yield from _at_work(domain, stack.disk.name)
+        name = stack.disk.name
+        if name in at_work and (this is None or not _is_active_merge(stack, this)):
+            yield f"a block job that nobody recorded is at work on {name}: virsh blockjob {command.vm} {name}"
 
 
 def _on_disk(
@@ -314,8 +324,3 @@ def _gone_on(files: Files, stack: Stack, found: str, merging: Merge | None) -> b
 
 def _is_active_merge(stack: Stack, merging: Merge) -> bool:
     return merging.top in chain(stack.tree, stack.disk.layer)
-
-
-def _at_work(domain: Any, disk: str) -> Iterator[str]:
-    if has_job(domain, disk):
-        yield f"a block job that nobody recorded is at work on {disk}: virsh blockjob {domain.name()} {disk}"

@@ -5,7 +5,7 @@ from typing import Any
 import libvirt
 
 from hostagent.commands._host import Host
-from hostagent.domain_xml import Definition, build, digest, find_marker, read_figures, read_machine
+from hostagent.domain_xml import NEWEST, Definition, Told, build, digest
 from hostagent.layout import SEED, SERIAL_LOG, make_directory
 from vmorch.core.ids import VmId
 from vmorch.core.spec import VmSpec
@@ -13,23 +13,23 @@ from vmorch.core.spec import VmSpec
 
 def is_defined(host: Host, domain: Any, spec: VmSpec) -> bool:
     """Whether our domain's persistent configuration is this."""
-    xml = _xml(domain)
-    return _is_wanted(domain, xml, _definition(host, VmId(domain.name()), spec, read_machine(xml)))
+    found = _configuration(domain)
+    return _is_wanted(domain, found, _definition(host, VmId(domain.name()), spec, found.machine))
 
 
 def define(host: Host, vm: VmId, domain: Any | None, spec: VmSpec) -> Any | None:
     """The domain, once its persistent configuration was made this; None if it was this already."""
-    xml = None if domain is None else _xml(domain)
-    wanted = _definition(host, vm, spec, read_machine(xml))
-    if domain is not None and xml is not None and _is_wanted(domain, xml, wanted):
-        return None
-    return _set(host, wanted)
+    if domain is None:
+        return _set(host, _definition(host, vm, spec))
+    found = _configuration(domain)
+    wanted = _definition(host, vm, spec, found.machine)
+    return None if _is_wanted(domain, found, wanted) else _set(host, wanted)
 
 
-def redefine(host: Host, vm: VmId, spec: VmSpec, told: str) -> None:
-    """The persistent configuration is this, whatever it was. `told` is the domain's XML, of which it keeps the machine
+def redefine(host: Host, vm: VmId, spec: VmSpec, told: Told) -> None:
+    """The persistent configuration is this, whatever it was. Of what is told of the domain it keeps the machine
     type."""
-    _set(host, _definition(host, vm, spec, read_machine(told)))
+    _set(host, _definition(host, vm, spec, told.machine))
 
 
 def _set(host: Host, wanted: Definition) -> Any:
@@ -37,7 +37,7 @@ def _set(host: Host, wanted: Definition) -> Any:
     return host.link.calls.defineXMLFlags(build(wanted), 0)
 
 
-def _definition(host: Host, vm: VmId, spec: VmSpec, machine: str) -> Definition:
+def _definition(host: Host, vm: VmId, spec: VmSpec, machine: str = NEWEST) -> Definition:
     local = host.layout.vm("local", vm)
     return Definition(
         vm=vm,
@@ -52,12 +52,12 @@ def _definition(host: Host, vm: VmId, spec: VmSpec, machine: str) -> Definition:
     )
 
 
-def _is_wanted(domain: Any, xml: str, wanted: Definition) -> bool:
-    marker = find_marker(xml)
+def _is_wanted(domain: Any, found: Told, wanted: Definition) -> bool:
+    marker = found.marker
     if marker is None or marker.cluster != wanted.cluster or marker.digest != digest(wanted):
         return False
-    return marker.figures == read_figures(xml) and bool(domain.isPersistent())
+    return marker.figures == found.figures and bool(domain.isPersistent())
 
 
-def _xml(domain: Any) -> str:
-    return str(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+def _configuration(domain: Any) -> Told:
+    return Told(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))

@@ -11,7 +11,7 @@ from hostagent.commands._aside import Call
 from hostagent.commands._errors import is_absent
 from hostagent.commands._host import Host
 from hostagent.commands._qemu import UNHELD, qemu_of
-from hostagent.domain_xml import NAMESPACE, Marker, read_marker
+from hostagent.domain_xml import NAMESPACE, Marker, Told, read_marker
 from hostagent.layout import is_vm_id
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Observed, Power
@@ -71,8 +71,12 @@ def find(host: Host, vm: VmId, connection: Any = None) -> Any | None:
             return None
         raise
     if marker is None:
-        raise Rejected("not-ours", f"the domain {vm} was not made by this cluster's agent")
+        raise _not_ours(vm)
     return domain
+
+
+def _not_ours(vm: VmId) -> Rejected:
+    return Rejected("not-ours", f"the domain {vm} was not made by this cluster's agent")
 
 
 def need(host: Host, vm: VmId) -> Any:
@@ -81,6 +85,15 @@ def need(host: Host, vm: VmId) -> Any:
     if domain is None:
         raise Rejected("no-domain", f"no domain {vm} on this host")
     return domain
+
+
+def need_told(host: Host, vm: VmId) -> tuple[Any, Told]:
+    """Our domain and its XML. Raises Rejected `no-domain` or `not-ours`."""
+    domain = lookup(host.link.calls, vm) or need(host, vm)
+    told = Told(domain.XMLDesc(0))
+    if told.marker is None or told.marker.cluster != host.cluster:
+        raise _not_ours(vm)
+    return domain, told
 
 
 def marker_of(host: Host, domain: Any, flags: int = 0) -> Marker | None:

@@ -9,7 +9,7 @@ import libvirt
 from hostagent.commands._domain import domain_is_active, marker_of, observe, seen_off
 from hostagent.commands._errors import is_absent
 from hostagent.commands._host import Host
-from hostagent.domain_xml import read_figures
+from hostagent.domain_xml import Told
 from hostagent.hypervisor import Inventory
 from hostagent.layout import is_vm_id
 from vmorch.core.hostcommands import Observed
@@ -49,7 +49,7 @@ def _differences(host: Host, domain: Any) -> dict[str, tuple[str, str]]:
     marker = marker_of(host, domain, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
     if marker is None:
         return {"marker": ("present", "missing")}
-    found = read_figures(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    found = Told(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).figures
     return {
         field: (marker.figures.get(field, ""), found.get(field, ""))
         for field in sorted(marker.figures.keys() | found.keys())

@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from hostagent.commands._aside import Call
-from hostagent.domain_xml import read_aliases, read_disks
+from hostagent.domain_xml import Told
 from vmorch.core.errors import Rejected
 
 ANSWER_SECONDS = 20.0
@@ -114,27 +114,40 @@ class Written(msgspec.Struct, frozen=True):
     node: str
 
 
+class Used(msgspec.Struct, frozen=True):
+    """What a guest's disks are on, by their names, and on which of them libvirt has a block job."""
+
+    written: dict[str, Written]
+    at_work: frozenset[str]
+
+
 def written_by(domain: Any) -> dict[str, Written]:
     """What each disk of an active domain is on, by its name. Raises Rejected `busy` if QEMU does not answer."""
-    return ask_written(domain, domain.XMLDesc(0))()
+    return ask_used(domain, Told(domain.XMLDesc(0)))().written
 
 
-def ask_written(domain: Any, told: str) -> Callable[[], dict[str, Written]]:
-    """Ask what each disk of an active domain is on, and go on; what is called for it says it, as `written_by` does.
-    `told` is the domain's XML."""
-    names = {alias: name for name, alias in read_aliases(told).items() if alias}
-    said = _begin(domain, "query-block", _Blocks)
+def ask_used(domain: Any, told: Told) -> Callable[[], Used]:
+    """Ask what each disk of an active domain is on and whether libvirt has a block job on it, and go on; what is called
+    for it says it, and raises as `written_by` does."""
+    disks, names = told.disks, {alias: name for name, alias in told.aliases.items() if alias}
 
-    def written() -> dict[str, Written]:
+    def ask() -> tuple[str, frozenset[str]]:
+        said = _order(domain, "query-block")
+        return said, frozenset(name for name in disks if domain.blockJobInfo(name, 0))
+
+    call = Call(ask)
+
+    def used() -> Used:
+        said, at_work = _outcome(call)
         found: dict[str, Written] = {}
-        for block in said().blocks:
+        for block in _understood(said, "query-block", _Blocks).blocks:
             # such as /machine/peripheral/virtio-disk0/virtio-backend
             name = next((names[part] for part in block.qdev.split("/") if part in names), None)
             if name is not None and block.inserted is not None:
                 found[name] = Written(tuple(_files(block.inserted.image)), block.inserted.node)
-        return found
+        return Used(found, at_work)
 
-    return written
+    return used
 
 
 def bitmaps_of(domain: Any) -> dict[str, tuple[tuple[Bitmap, ...], ...]]:
@@ -187,7 +200,7 @@ def let_go(domain: Any, file: Path) -> None:
 def is_forgotten(domain: Any, file: Path) -> bool:
     """Whether an active domain has the file open though libvirt names no disk on it. Raises Rejected `busy`,
     libvirtError."""
-    return str(file) not in read_disks(domain.XMLDesc(0)).values() and has_open(domain, file)
+    return str(file) not in Told(domain.XMLDesc(0)).disks.values() and has_open(domain, file)
 
 
 def has_open(domain: Any, file: Path) -> bool:
@@ -261,26 +274,21 @@ def _files(image: Image | None) -> Iterator[str]:
 
 
 def _ask(domain: Any, command: str, shape: Any, **arguments: Any) -> Any:
-    """QEMU's answer."""
-    return _begin(domain, command, shape, **arguments)()
+    """QEMU's answer. libvirt serves one question of a domain at a time, so a QEMU that hangs could hang the asker."""
+    said = _outcome(Call(lambda: _order(domain, command, **arguments)))
+    return None if shape is msgspec.Raw else _understood(said, command, shape)
 
 
-def _begin(domain: Any, command: str, shape: Any, **arguments: Any) -> Callable[[], Any]:
-    """Ask QEMU, and wait for its answer when it is called for. libvirt serves one question of a domain at a time, so a
-    QEMU that hangs could hang the asker."""
+def _order(domain: Any, command: str, **arguments: Any) -> str:
     order = {"execute": command} | ({"arguments": arguments} if arguments else {})
-    call = Call(lambda: libvirt_qemu.qemuMonitorCommand(domain, json.dumps(order), 0))
+    return str(libvirt_qemu.qemuMonitorCommand(domain, json.dumps(order), 0))
 
-    def answer() -> Any:
-        said = _outcome(call)
-        if shape is msgspec.Raw:
-            return None
-        try:
-            return msgspec.json.decode(str(said), type=shape)
-        except msgspec.MsgspecError as error:
-            raise Rejected("libvirt-refused", f"QEMU's answer to {command} is not understood: {error}") from error
 
-    return answer
+def _understood(said: str, command: str, shape: Any) -> Any:
+    try:
+        return msgspec.json.decode(said, type=shape)
+    except msgspec.MsgspecError as error:
+        raise Rejected("libvirt-refused", f"QEMU's answer to {command} is not understood: {error}") from error
 
 
 def _outcome(call: Call) -> Any:

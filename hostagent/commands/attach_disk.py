@@ -13,7 +13,7 @@ from hostagent.commands._host import Host
 from hostagent.commands._monitor import is_forgotten, take_out
 from hostagent.commands._qemu import check_held
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import disk_device, read_aliases, read_disks
+from hostagent.domain_xml import Told, disk_device
 from hostagent.hypervisor import Scope
 from hostagent.qcow2 import read_layer
 from vmorch.core.errors import Rejected
@@ -39,7 +39,7 @@ def _reached(command: AttachDisk, host: Host) -> bool:
 
 
 def _is_plugged(command: AttachDisk, host: Host, domain: Any) -> bool:
-    return read_disks(domain.XMLDesc(0)).get(command.name) == str(host.layout.disk(command.vm, _disk(command)))
+    return Told(domain.XMLDesc(0)).disks.get(command.name) == str(host.layout.disk(command.vm, _disk(command)))
 
 
 @handles(AttachDisk, reached=_reached)
@@ -73,7 +73,7 @@ def _plug(command: AttachDisk, host: Host, domain: Any, path: Path, scope: Scope
         take_out(domain, path, CONFIRMED_WITHIN, scope.check)
     with host.link.devices(command.vm) as told:
         domain.attachDeviceFlags(disk_device(command.name, path), libvirt.VIR_DOMAIN_AFFECT_LIVE)
-        alias = read_aliases(domain.XMLDesc(0)).get(command.name, "")
+        alias = Told(domain.XMLDesc(0)).aliases.get(command.name, "")
         waited = 0.0
         while waited < CONFIRMED_WITHIN:
             try:

@@ -7,7 +7,7 @@ from hostagent.commands._defining import define, is_defined
 from hostagent.commands._domain import find, observe
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import read_disks
+from hostagent.domain_xml import Told
 from hostagent.hypervisor import Scope
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import DefineDomain, Done
@@ -23,7 +23,7 @@ def _check(command: DefineDomain, host: Host, domain: Any | None) -> None:
     `chain-drift`."""
     paths = {disk.name: host.layout.disk(command.vm, disk) for disk in command.spec.disks}
     check_topmost(command.vm, paths.values())
-    used = read_disks(domain.XMLDesc(0)) if domain is not None and domain.isActive() else {}
+    used = Told(domain.XMLDesc(0)).disks if domain is not None and domain.isActive() else {}
     for name, path in paths.items():
         if used.get(name, str(path)) != str(path):
             raise Rejected("chain-drift", f"the running guest writes {name} to {used[name]} and not to {path}")

@@ -17,7 +17,7 @@ from hostagent.commands._host import Host
 from hostagent.commands._monitor import is_forgotten, take_out
 from hostagent.commands._registry import handles
 from hostagent.commands.attach_disk import LOOK_EVERY
-from hostagent.domain_xml import disk_device, read_aliases, read_disks
+from hostagent.domain_xml import Told, disk_device
 from hostagent.hypervisor import Scope
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import DetachDisk, Done, Observed
@@ -33,7 +33,7 @@ def _reached(command: DetachDisk, host: Host) -> bool:
 
 
 def _is_plugged(command: DetachDisk, domain: Any) -> bool:
-    return command.disk.name in read_disks(domain.XMLDesc(0))
+    return command.disk.name in Told(domain.XMLDesc(0)).disks
 
 
 def _path(command: DetachDisk, host: Host) -> Path:
@@ -59,7 +59,7 @@ def detach_disk(command: DetachDisk, host: Host, scope: Scope) -> Done:
 
 def _unplug(command: DetachDisk, host: Host, domain: Any, scope: Scope) -> None:
     name, path = command.disk.name, _path(command, host)
-    alias = read_aliases(domain.XMLDesc(0)).get(name, "")
+    alias = Told(domain.XMLDesc(0)).aliases.get(name, "")
     with host.link.devices(command.vm) as told:
         try:
             domain.detachDeviceFlags(disk_device(name, path), libvirt.VIR_DOMAIN_AFFECT_LIVE)

@@ -11,7 +11,7 @@ from hostagent.commands._chain import check, files_of, stack_named, standing_on
 from hostagent.commands._domain import find
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import read_chains
+from hostagent.domain_xml import Told
 from hostagent.hypervisor import Scope
 from hostagent.layout import delete_file, discard_file, draft_of, drop_if_empty, is_clean, memory_file
 from vmorch.core.errors import Rejected
@@ -67,5 +67,5 @@ def _in_use(domain: Any | None) -> Iterator[str]:
     if domain is None:
         return
     for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
-        for files in read_chains(domain.XMLDesc(flags)).values():
+        for files in Told(domain.XMLDesc(flags)).chains.values():
             yield from files

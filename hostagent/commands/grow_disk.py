@@ -5,7 +5,7 @@ from hostagent.commands._domain import find, observe
 from hostagent.commands._host import Host
 from hostagent.commands._qemu import check_held
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import read_disks
+from hostagent.domain_xml import Told
 from hostagent.hypervisor import Scope
 from hostagent.qcow2 import read_layer
 from vmorch.core.errors import Rejected
@@ -33,7 +33,7 @@ def grow_disk(command: GrowDisk, host: Host, scope: Scope) -> Done:
         raise Rejected("chain-drift", f"{path} is gone: bring it back from a backup")
     scope.check()
     if domain is not None and domain.isActive():
-        used = read_disks(domain.XMLDesc(0)).get(disk.name)
+        used = Told(domain.XMLDesc(0)).disks.get(disk.name)
         if used != str(path):
             where = used or "nothing"
             raise Rejected("chain-drift", f"the running guest writes {disk.name} to {where} and not to {path}")

@@ -19,7 +19,7 @@ from hostagent.commands._host import Host
 from hostagent.commands._monitor import has_job
 from hostagent.commands._parking import park, unpark
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import is_active, read_chains, read_disks
+from hostagent.domain_xml import Told
 from hostagent.hypervisor import Expired, Scope, Withdrawn
 from hostagent.layout import discard_file
 from vmorch.core.errors import Rejected
@@ -61,8 +61,8 @@ def merge_layers(command: MergeLayers, host: Host, scope: Scope) -> Done:
     stack = stack_named(command, command.disk)
     files = files_of(host, command.vm, stack.disk)
     # asked first: a job that ends meanwhile changes what the guest is on
-    told = domain.XMLDesc(0)
-    begun = is_active(told) and command.disk in read_disks(told) and has_job(domain, command.disk)
+    told = Told(domain.XMLDesc(0))
+    begun = told.active and command.disk in told.disks and has_job(domain, command.disk)
     held = check(
         host,
         command,
@@ -127,7 +127,7 @@ def _under_guest(
         raise
     if active and job:
         _change_over(command, host, domain)
-    if top in read_chains(domain.XMLDesc(0)).get(disk, ()):
+    if top in Told(domain.XMLDesc(0)).chains.get(disk, ()):
         raise Rejected("libvirt-refused", f"the merge of layer {command.top} of {disk} ended without effect")
 
 

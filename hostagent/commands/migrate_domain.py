@@ -15,7 +15,7 @@ from hostagent.commands._domain import find, observe, observe_vm
 from hostagent.commands._errors import refusal_of
 from hostagent.commands._host import Host
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import read_disks, read_host_devices
+from hostagent.domain_xml import Told
 from hostagent.hypervisor import Scope
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, MigrateDomain, Observed
@@ -87,11 +87,11 @@ def _blockers(command: MigrateDomain, host: Host, domain: Any, seen: Observed) -
     """Everything that keeps the guest here, each in words."""
     xml = domain.XMLDesc(0)
     local = str(host.layout.root("local"))
-    disks = read_disks(xml).items()
+    disks = Told(xml).disks.items()
     left = [name for name, path in disks if path.startswith(f"{local}/") and name not in command.copy]
     if left:
         yield f"disk {', '.join(left)} is on local storage and would stay behind"
-    if held := read_host_devices(xml):
+    if held := Told(xml).host_devices:
         yield f"it holds devices of its host: {', '.join(held)}"
     if command.copy and (domain.snapshotNum() or domain.listAllCheckpoints()):
         yield "its snapshots and checkpoints are inside of its disks: a copy has none"

@@ -14,7 +14,7 @@ from hostagent.commands._host import Host
 from hostagent.commands._qemu import end_qemu
 from hostagent.commands._registry import handles
 from hostagent.commands._resuming import check_whole
-from hostagent.domain_xml import read_disks, with_disks
+from hostagent.domain_xml import Told, with_disks
 from hostagent.hypervisor import Scope
 from hostagent.qcow2 import read_layer
 from vmorch.core.errors import Rejected
@@ -76,7 +76,7 @@ def _check_is_this(command: RestoreGuest, host: Host, domain: Any) -> None:
     if a migration halted it, so that it may run elsewhere."""
     if host.runs.of(command.vm).phase != "starting":
         check_whole(observe(host, domain))
-    found = read_disks(domain.XMLDesc(0))
+    found = Told(domain.XMLDesc(0)).disks
     for disk in command.spec.disks:
         path, used = str(host.layout.disk(command.vm, disk)), found.get(disk.name)
         if used != path:

@@ -11,7 +11,7 @@ from hostagent.commands._host import Host
 from hostagent.commands._qemu import check_held
 from hostagent.commands._registry import handles
 from hostagent.commands._resuming import check_whole, resume
-from hostagent.domain_xml import read_disks
+from hostagent.domain_xml import Told
 from hostagent.hypervisor import Scope
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, StartDomain
@@ -74,7 +74,7 @@ def start_domain(command: StartDomain, host: Host, scope: Scope) -> Done:
         resume(host, domain)
     else:
         check_held(command.vm)
-        check_topmost(command.vm, map(Path, read_disks(domain.XMLDesc(0)).values()))
+        check_topmost(command.vm, map(Path, Told(domain.XMLDesc(0)).disks.values()))
         domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if command.halted else 0)
     host.runs.started(command.vm)
     return Done(observed=observe(host, domain))

@@ -15,23 +15,23 @@ import structlog
 from lxml import etree
 
 from hostagent.commands import _memories
-from hostagent.commands._chain import Files, check, files_of, stack_named
+from hostagent.commands._chain import check
 from hostagent.commands._defining import is_defined, redefine
-from hostagent.commands._domain import find, need, observe
+from hostagent.commands._domain import find, need_told, observe
 from hostagent.commands._freezing import Frozen, frozen, thaw
 from hostagent.commands._host import Host
-from hostagent.commands._monitor import has_open, take_back, written_by
-from hostagent.commands._qemu import check_held
 from hostagent.commands._registry import handles
-from hostagent.domain_xml import is_active, read_disks
+from hostagent.commands._withdrawing import clear, give_up, is_above, pairs, withdraw
+from hostagent.domain_xml import Told
 from hostagent.hypervisor import HypervisorLost, Scope
-from hostagent.layers import make_layer
-from hostagent.layout import delete_file, draft_of
-from hostagent.qcow2 import read_layer
+from hostagent.layers import draft_layer, drop_draft, keep_layer
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, TakeSnapshot
 
 _log = structlog.get_logger(__name__)
+
+Layers = list[tuple[Path, Path]]
+"""Each new layer's file, with the one that it stands on."""
 
 _ONE_STROKE = (
     libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
@@ -44,16 +44,7 @@ def _reached(command: TakeSnapshot, host: Host) -> bool:
     domain = find(host, command.vm)
     if domain is None:
         return False
-    return _is_above(command, host, domain.XMLDesc(0)) and is_defined(host, domain, command.spec)
-
-
-def _is_above(command: TakeSnapshot, host: Host, told: str) -> bool:
-    """Whether the domain of this XML writes to the new layers."""
-    found = read_disks(told)
-    return all(
-        found.get(files.disk.name) == str(files.of(command.next)) and files.stands_on(command.next, layer)
-        for files, layer in _pairs(command, host)
-    )
+    return is_above(command, host, Told(domain.XMLDesc(0))) and is_defined(host, domain, command.spec)
 
 
 def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
@@ -64,37 +55,69 @@ def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
         _memories.outwait(domain, scope)
         if command.freeze is not None:
             thaw(domain)
-    _give_up(command, host, domain)
+    told = Told(domain.XMLDesc(0))
+    if is_above(command, host, told):
+        # it may have been answered already: what was to be done after that is made good
+        _note(command, host, domain, told)
+    else:
+        give_up(command, host, domain)
 
 
 @handles(TakeSnapshot, reached=_reached, follow=_follow)
 def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
-    domain = need(host, command.vm)
-    told = str(domain.XMLDesc(0))
+    domain, told = need_told(host, command.vm)
+    if not is_above(command, host, told):
+        held = _go_over(command, host, domain, told, scope)
+        return Done(observed=observe(host, domain), frozen=held.seconds if held else None)
+    if is_defined(host, domain, command.spec):
+        return Done(observed=observe(host, domain), already=True)
+    _note(command, host, domain, told)
+    return Done(observed=observe(host, domain))
+
+
+def _go_over(command: TakeSnapshot, host: Host, domain: Any, told: Told, scope: Scope) -> Frozen | None:
+    """The VM is on new layers. How long its file systems were at rest."""
+    active = told.active
+    if not active and command.memory is not None:
+        raise Rejected("libvirt-refused", "the domain is off and has no memory to keep")
+    if not active and command.freeze is not None:
+        raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
+    if active and withdraw(command, host, domain):
+        told = Told(domain.XMLDesc(0))
+    layers = [(files.of(command.next), files.of(layer)) for files, layer in pairs(command, host)]
+    with _no_drafts_if_it_fails(layers):
+        check(host, command, domain, told=told, meanwhile=lambda: _draft(layers) if active else None)
     held: Frozen | None = None
-    if _is_above(command, host, told):
-        if is_defined(host, domain, command.spec):
-            return Done(observed=observe(host, domain), already=True)
-        _note(command, host, domain, told)
-    else:
-        active = is_active(told)
-        if not active and command.memory is not None:
-            raise Rejected("libvirt-refused", "the domain is off and has no memory to keep")
-        if not active and command.freeze is not None:
-            raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
-        if active and _take_back(command, host, domain):
-            told = str(domain.XMLDesc(0))
-        check(host, command, domain, told=told)
-        if not active:
-            _clear_all(command, host)
+    with _undone_if_it_fails(command, host, domain):
         scope.check()
-        with _undone_if_it_fails(command, host, domain):
-            for files, layer in _pairs(command, host):
-                make_layer(files.of(command.next), files.of(layer))
-            if active:
-                held = _take(command, host, domain, scope)
-            _note(command, host, domain, told)
-    return Done(observed=observe(host, domain), frozen=None if held is None else held.seconds)
+        if not active:
+            clear(command, host)
+            _draft(layers)
+        for top, _ in layers:
+            keep_layer(top)
+        if active:
+            held, noted = _take(command, host, domain, scope)
+            if noted:
+                # the domain begins on the new layers from now on; that libvirt also noted what they stand on, which the
+                # next merge makes wrong, can be set right after the answer
+                scope.answer(Done(frozen=held.seconds if held else None))
+        _note(command, host, domain, told)
+    return held
+
+
+def _draft(layers: Layers) -> None:
+    for top, below in layers:
+        draft_layer(top, below)
+
+
+@contextmanager
+def _no_drafts_if_it_fails(layers: Layers) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        for top, _ in layers:
+            drop_draft(top)
+        raise
 
 
 @contextmanager
@@ -108,24 +131,13 @@ def _undone_if_it_fails(command: TakeSnapshot, host: Host, domain: Any) -> Itera
                 raise HypervisorLost(error.reason) from error
             raise
         try:
-            _give_up(command, host, domain)
+            give_up(command, host, domain)
         except (libvirt.libvirtError, Rejected) as trouble:
             _log.warning("the layers of a snapshot that failed were left", vm=command.vm, why=str(trouble))
         raise
 
 
-def _give_up(command: TakeSnapshot, host: Host, domain: Any) -> None:
-    """The new layers are gone, unless the VM is on them or they hold data. Raises Rejected, libvirtError."""
-    if _is_above(command, host, domain.XMLDesc(0)):
-        return
-    if domain.isActive():
-        _take_back(command, host, domain)
-    else:
-        check_held(command.vm)
-        _clear_all(command, host)
-
-
-def _note(command: TakeSnapshot, host: Host, domain: Any, told: str) -> None:
+def _note(command: TakeSnapshot, host: Host, domain: Any, told: Told) -> None:
     """The domain's configuration is what it is on the new layers."""
     try:
         redefine(host, command.vm, command.spec, told)
@@ -136,79 +148,8 @@ def _note(command: TakeSnapshot, host: Host, domain: Any, told: str) -> None:
         _log.warning("the configuration after a snapshot was refused", vm=command.vm, why=str(error))
 
 
-def _pairs(command: TakeSnapshot, host: Host) -> Iterator[tuple[Files, int]]:
-    """Where each disk's layers are, with the one that is written to until now."""
-    for disk in command.spec.disks:
-        yield files_of(host, command.vm, disk), stack_named(command, disk.name).disk.layer
-
-
-def _take_back(command: TakeSnapshot, host: Host, domain: Any) -> bool:
-    """What a daemon or an agent that died left half done is undone, and new layers are gone that hold nothing and that
-    the guest is not on. Whether any was left. Raises Rejected `busy`, libvirtError."""
-    left = [
-        (files, layer)
-        for files, layer in _pairs(command, host)
-        if files.of(command.next).exists() or _withdrawn(files.of(command.next)).exists()
-    ]
-    tops = [files.of(command.next) for files, _ in left]
-    try:
-        for top in tops:
-            # a call of an agent that died may still wait for its turn, and then finds nothing
-            if top.exists():
-                _rename(top, _withdrawn(top))
-        if left:
-            # libvirt has one of its clients change a domain at a time, so that no such call is under way after this
-            written_by(domain)
-            believed = read_disks(domain.XMLDesc(0))
-            for files, layer in left:
-                if believed.get(files.disk.name) == str(files.of(layer)):
-                    _take_back_one(domain, files, layer, files.of(command.next))
-    finally:
-        # whoever is on one of them, or finds data in it, shall find it by its name
-        for top in tops:
-            if _withdrawn(top).exists():
-                _rename(_withdrawn(top), top)
-    for files, _ in _pairs(command, host):
-        delete_file(files.directory, draft_of(files.of(command.next).name))
-    return bool(left)
-
-
-def _take_back_one(domain: Any, files: Files, layer: int, top: Path) -> None:
-    """A withdrawn layer that libvirt does not know of is gone, unless it holds what is nowhere else."""
-    kept = _withdrawn(top)
-    # what it holds is below after that, where newer writes go
-    merged = take_back(domain, files.disk.name, top, files.of(layer))
-    if merged or (_is_empty(kept) and not has_open(domain, top)):
-        delete_file(kept.parent, kept.name)
-
-
-def _rename(path: Path, to: Path) -> None:
-    if to.exists():
-        raise Rejected("chain-drift", f"{path} and {to} are both there: move the one away that holds nothing")
-    path.rename(to)
-
-
-def _withdrawn(layer: Path) -> Path:
-    """What a layer is called while it is found out whether anybody uses it."""
-    return layer.with_name(f".{layer.name}.withdrawn")
-
-
-def _is_empty(path: Path) -> bool:
-    header = read_layer(path)
-    return header is not None and header.empty
-
-
-def _clear_all(command: TakeSnapshot, host: Host) -> None:
-    """Nothing is left of an attempt that came to nothing, unless it holds data. Only for layers that nobody uses."""
-    for files, _ in _pairs(command, host):
-        top = files.of(command.next)
-        for path in (top, _withdrawn(top)):
-            if _is_empty(path):
-                delete_file(path.parent, path.name)
-        delete_file(top.parent, draft_of(top.name))
-
-
-def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Frozen | None:
+def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> tuple[Frozen | None, bool]:
+    """How long file systems were at rest, and whether libvirt noted the new layers in the domain's configuration."""
     if command.memory is not None:
         path = _memories.make_room(host, command.vm, command.memory, domain)
         # a guest that runs goes on until the last moment; one that is halted has no reason to
@@ -220,7 +161,7 @@ def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Froze
             if host.link.is_alive():
                 _memories.drop(host, command.vm, command.memory)
             raise
-        return None
+        return None, True
     block = nullcontext() if command.freeze is None else frozen(domain, command.freeze, scope)
     held: Frozen | None = None
     try:
@@ -228,10 +169,11 @@ def _take(command: TakeSnapshot, host: Host, domain: Any, scope: Scope) -> Froze
             _stroke(domain, _xml(command, host, None), libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY)
     except libvirt.libvirtError as error:
         # libvirt also refuses if it can only not write down what it has done
-        if not host.link.is_alive() or not _is_above(command, host, domain.XMLDesc(0)):
+        if not host.link.is_alive() or not is_above(command, host, Told(domain.XMLDesc(0))):
             raise
         _log.warning("libvirt took a snapshot and could not note it", vm=command.vm, why=str(error))
-    return held
+        return held, False
+    return held, True
 
 
 def _stroke(domain: Any, xml: str, flags: int) -> None:
@@ -244,7 +186,7 @@ def _xml(command: TakeSnapshot, host: Host, memory: Path | None) -> str:
     if memory is not None:
         etree.SubElement(snapshot, "memory", snapshot="external", file=str(memory))
     disks = etree.SubElement(snapshot, "disks")
-    for files, _ in _pairs(command, host):
+    for files, _ in pairs(command, host):
         disk = etree.SubElement(disks, "disk", name=files.disk.name, snapshot="external", type="file")
         etree.SubElement(disk, "driver", type="qcow2")
         etree.SubElement(disk, "source", file=str(files.of(command.next)))

@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from msgspec.structs import replace
@@ -186,11 +186,14 @@ def effects(*, threads: bool = True) -> Effects:
 TARGET = Target(name="main", id="7" * 32)
 
 
-def simulated(**options: object) -> SimulatedHypervisor:
+H = TypeVar("H", bound=SimulatedHypervisor)
+
+
+def simulated(kind: type[H] = SimulatedHypervisor, **options: object) -> H:  # type: ignore[assignment]
     """A host of its own where everything happens at once."""
     targets = {TARGET.name: TARGET.id}
     host = LibvirtHost(networks=(), machines=FACTS.machines, available=FACTS.memory, targets=targets)
-    return SimulatedHypervisor(FACTS, host, **({"seconds": no_seconds} | options))  # type: ignore[arg-type]
+    return kind(FACTS, host, **({"seconds": no_seconds} | options))  # type: ignore[arg-type]
 
 
 class Process:

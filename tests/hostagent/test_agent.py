@@ -12,11 +12,14 @@ from msgspec.structs import replace
 from scripted import FACTS, ControlPlane, host, new_vm, provisioning, simulated, until
 
 from hostagent import watching
+from hostagent.hypervisor import Scope
 from hostagent.inventory import another
+from hostagent.scope import OrderScope
 from hostagent.simulated_hypervisor import SimulatedHypervisor
 from vmorch.core.hostcommands import Answer, Done, Failed, StartDomain, StopDomain
 from vmorch.core.hypervisor import LibvirtHost, after_crash
 from vmorch.core.ids import CommandId, MiB, VmId
+from vmorch.core.messages import HostCommand
 from vmorch.core.spec import HostFacts
 from vmorch.wire.envelopes import Answered, Hello, Order, Seen, SeenUnmanaged
 
@@ -144,6 +147,57 @@ def test_a_repeated_order_that_still_runs_is_accepted_and_not_begun_again(tmp_pa
             await until(lambda: order.id in plane.answers())
             assert sum(hypervisor.begun.values()) == 1
             assert _times(plane, order.id) == 1
+
+    asyncio.run(scenario())
+
+
+class Early(SimulatedHypervisor):
+    """Answers what it has done, and goes on until it is let go."""
+
+    def execute(self, command: HostCommand, scope: Scope) -> Answer:
+        answer = super().execute(command, scope)
+        assert isinstance(answer, Done)
+        scope.answer(answer)
+        while not self.let_go.is_set():
+            self.let_go.wait(0.01)
+        return Failed(code="fault", message="nobody hears of it")
+
+    let_go = threading.Event()
+
+
+def test_an_order_that_is_answered_before_its_end_keeps_its_place_until_then(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        hypervisor, vm = simulated(Early), new_vm()
+        async with host(tmp_path, hypervisor) as (plane, process, _):
+            first, second, _ = provisioning(vm)
+            order = plane.order(first)
+            await plane.send(order)
+            await plane.send(plane.order(second))
+            await until(lambda: order.id in plane.answers() and not process.journal.unconfirmed(1, 1))
+            assert len(process.journal.open_orders()) == 2
+            assert hypervisor.begun.total() == 1
+            hypervisor.let_go.set()
+            await until(lambda: not process.journal.open_orders())
+            assert [type(answer) for answer in plane.answers().values()] == [Done, Done]
+            assert _times(plane, order.id) == 1
+
+    asyncio.run(scenario())
+
+
+def test_what_a_killed_agent_had_answered_and_not_ended_is_looked_at_and_not_told_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        hypervisor, vm = simulated(), new_vm()
+        async with host(tmp_path, hypervisor) as (plane, process, _):
+            command = provisioning(vm)[0]
+            order = plane.order(command)
+            done = hypervisor.execute(command, OrderScope(time.monotonic, float("inf")))
+            process.journal.accept(order, command.lane, vm, 0.0)
+            process.journal.answer(order.id, vm, done, over=False)
+        async with host(tmp_path, hypervisor, earlier=plane) as (plane, process, _):
+            await until(lambda: not process.journal.open_orders() and not process.journal.unconfirmed(1, 1))
+            assert plane.answers() == {order.id: done}
+            assert _times(plane, order.id) == 1
+            assert hypervisor.begun.total() == 1
 
     asyncio.run(scenario())
 

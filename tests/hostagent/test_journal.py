@@ -89,6 +89,22 @@ def test_a_second_answer_changes_nothing(path: Path) -> None:
     journal.close()
 
 
+def test_an_order_that_is_answered_before_its_end_is_told_at_once_and_stays_open_until_then(path: Path) -> None:
+    journal = Journal(path)
+    accept(journal, order("a"))
+    journal.answer(CommandId("a"), VM, Done(observed=RUNNING), over=False)
+    assert told(journal) == [Answered(id=CommandId("a"), answer=Done(observed=RUNNING))]
+    assert journal.seen()[VM].observed == RUNNING
+    journal.close()
+    again = Journal(path)
+    assert [each.id for each in again.open_orders()] == ["a"]
+    assert accept(again, order("a")) == "known"
+    again.answer(CommandId("a"), VM, Failed(code="x", message="late"))
+    assert again.open_orders() == []
+    assert told(again) == [Answered(id=CommandId("a"), answer=Done(observed=RUNNING))]
+    again.close()
+
+
 def test_a_repeated_done_order_is_told_again_only_when_it_was_confirmed(path: Path) -> None:
     journal = Journal(path)
     accept(journal, order("a"))

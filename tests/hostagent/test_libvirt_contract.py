@@ -28,12 +28,13 @@ from volume_contract import VolumeContract, new_id
 from deploy.lab.host import Host
 from hostagent.commands._monitor import bitmaps_of, written_by
 from hostagent.commands._noting import note_name, recall
-from hostagent.domain_xml import read_aliases, read_chains
+from hostagent.domain_xml import Told
 from hostagent.hypervisor import Hypervisor
 from hostagent.layout import disk_file, draft_of
 from hostagent.libvirt_hypervisor import LibvirtHypervisor
+from hostagent.scope import OrderScope
 from vmorch.core.backup import Saved, Target
-from vmorch.core.hostcommands import Answer, Failed, Memory, SaveGuest, TakeSnapshot, VerifyBackup
+from vmorch.core.hostcommands import Answer, Done, Failed, Memory, SaveGuest, TakeSnapshot, VerifyBackup
 from vmorch.core.ids import BackupId, VmId
 from vmorch.core.spec import ImagePin
 
@@ -201,10 +202,10 @@ class TestLibvirtLayers(Layers, LayerContract):
         with closing(libvirt.open(host.uri)) as connection:
             domain = connection.lookupByUUIDString(running.vm)
             merge_behind_libvirt(domain, files[2], files[into + 1], files[into])
-            assert files[into + 1] in read_chains(domain.XMLDesc(0))["vda"]
+            assert files[into + 1] in Told(domain.XMLDesc(0)).chains["vda"]
             seen = self.carry_out(hypervisor, running, running.merge("vda", into + 1, into)).observed
             left = [files[layer] for layer in (2, 1, 0) if layer != into + 1]
-            assert read_chains(domain.XMLDesc(0))["vda"] == tuple(left)
+            assert Told(domain.XMLDesc(0)).chains["vda"] == tuple(left)
             assert seen is not None
             assert seen.power == "running"
         assert not Path(files[into + 1]).exists()
@@ -253,14 +254,45 @@ class TestLibvirtLayers(Layers, LayerContract):
             self.do(hypervisor, running.make(vda=number - 1))
             layer = there / disk_file("vda", number)
             in_time, answer = self.race(hypervisor, running.vm, host, layer, order)
-            assert not isinstance(answer, Failed) or answer.code == "interrupted"
+            assert isinstance(answer, Done) if in_time else answer.code == "interrupted"
             on = layer if in_time else there / disk_file("vda", number - 1)
             assert files(running.vm) == (before | {layer.name} if in_time else before)
             with closing(libvirt.open(host.uri)) as connection:
                 domain = connection.lookupByUUIDString(running.vm)
-                assert read_chains(domain.XMLDesc(0))["vda"][0] == str(on)
+                assert Told(domain.XMLDesc(0)).chains["vda"][0] == str(on)
                 assert written_by(domain)["vda"].files[0] == str(on)
-            self.carry_out(hypervisor, running, order)
+            self.reaches(hypervisor, order, already=in_time)
+            running.carried_out(order)
+
+    def test_a_snapshot_is_answered_once_the_guest_begins_above_it_whenever_it_begins_and_made_good_after_that(
+        self, hypervisor: Hypervisor, running: Record, host: Host, directory: Callable[[VmId], Path]
+    ) -> None:
+        class Died(BaseException):
+            """Nothing of the agent runs any more."""
+
+        order, found = running.take(), []
+        new, old = (str(directory(running.vm) / disk_file("vda", layer)) for layer in (1, 0))
+        with closing(libvirt.open(host.uri)) as connection:
+            domain = connection.lookupByUUIDString(running.vm)
+
+            def configured() -> tuple[str, ...]:
+                return Told(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).chains["vda"]
+
+            def die(done: Done) -> None:
+                found.append((done, configured(), written_by(domain)["vda"].files))
+                raise Died
+
+            with pytest.raises(Died):
+                hypervisor.execute(order, OrderScope(time.monotonic, time.monotonic() + 60, answer=die))
+            [(done, then, written)] = found
+            assert not done.already
+            assert then == written == (new, old)
+            # what stands below is left to be found, because a merge would make it wrong
+            resolved = hypervisor.resolve(order, scope())
+            assert isinstance(resolved, Done)
+            assert configured() == (new,)
+        self.reaches(hypervisor, order, already=True)
+        running.carried_out(order)
 
     def race(
         self, hypervisor: Hypervisor, vm: VmId, host: Host, layer: Path, order: TakeSnapshot
@@ -346,7 +378,7 @@ class TestLibvirtBackups(Layers, BackupContract):
         def write(vm: VmId, disk: str, cluster: int, byte: int) -> None:
             with closing(libvirt.open(host.uri)) as connection:
                 domain = connection.lookupByUUIDString(vm)
-                device = f"/machine/peripheral/{read_aliases(domain.XMLDesc(0))[disk]}/virtio-backend"
+                device = f"/machine/peripheral/{Told(domain.XMLDesc(0)).aliases[disk]}/virtio-backend"
                 order = f'qemu-io -d {device} "write -P {byte} {cluster * CLUSTER_SIZE} {CLUSTER_SIZE}"'
                 said = libvirt_qemu.qemuMonitorCommand(domain, order, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
                 assert not said.strip(), said

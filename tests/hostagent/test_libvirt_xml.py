@@ -5,15 +5,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from hostagent.domain_xml import (
-    Definition,
-    build,
-    digest,
-    read_figures,
-    read_host_devices,
-    read_machine,
-    read_marker,
-)
+from hostagent.domain_xml import NEWEST, Definition, Told, build, digest, read_marker
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import GiB, MiB, VmId
 from vmorch.core.spec import DiskSpec, NicSpec, SeedSpec, VmSpec
@@ -67,11 +59,11 @@ def test_what_a_domain_says_of_itself_can_be_read_back() -> None:
     start, end = xml.index("<vmorch:vm"), xml.index("</vmorch:vm>") + len("</vmorch:vm>")
     marker = read_marker(xml[start:end])
     assert marker is not None
-    assert (marker.cluster, marker.digest, marker.figures) == ("lab", digest(FULL), read_figures(xml))
+    assert (marker.cluster, marker.digest, marker.figures) == ("lab", digest(FULL), Told(xml).figures)
 
 
 def test_the_figures_are_those_of_the_definition() -> None:
-    assert read_figures(build(FULL)) == {
+    assert Told(build(FULL)).figures == {
         "type": "qemu",
         "vcpus": "2",
         "max_vcpus": "4",
@@ -85,12 +77,12 @@ def test_the_figures_are_those_of_the_definition() -> None:
 
 def test_libvirts_own_notation_gives_the_same_figures() -> None:
     xml = build(SMALL).replace('<memory unit="MiB">256<', '<memory unit="KiB">262144<')
-    assert read_figures(xml.replace(' current="1"', "")) == read_figures(build(SMALL))
+    assert Told(xml.replace(' current="1"', "")).figures == Told(build(SMALL)).figures
 
 
 def test_the_chosen_machine_type_is_kept_and_is_no_part_of_the_definition() -> None:
-    assert read_machine(build(FULL)) == "pc-q35-7.2"
-    assert read_machine(None) == "q35"
+    assert Told(build(FULL)).machine == "pc-q35-7.2"
+    assert Told("").machine == NEWEST
     assert digest(FULL) == digest(replace(FULL, machine="pc-q35-9.0"))
     assert digest(FULL) != digest(SMALL)
 
@@ -103,9 +95,9 @@ def test_devices_of_the_host_in_a_domain_are_named_as_lspci_and_lsusb_do() -> No
         f"<interface type='hostdev'>{pci}</interface><hostdev mode='subsystem' type='usb'/>"
     )
     xml = build(FULL)
-    assert read_host_devices(xml) == ()
+    assert Told(xml).host_devices == ()
     theirs = xml.replace("</devices>", f"{held}</devices>")
-    assert read_host_devices(theirs) == ("pci 0000:3b:00.1", "usb bus 1 device 4", "usb", "pci 0000:3b:00.1")
+    assert Told(theirs).host_devices == ("pci 0000:3b:00.1", "usb bus 1 device 4", "usb", "pci 0000:3b:00.1")
 
 
 def test_a_foreign_or_broken_marker_is_none() -> None:
