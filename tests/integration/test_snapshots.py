@@ -248,6 +248,7 @@ def test_a_guest_that_does_not_freeze_in_time_gets_no_snapshot_and_goes_on(kept:
         "execute": "guest-exec", "arguments": {"path": "/bin/sh", "arg": [
             "-c", "p=$(pidof ld.so || pidof qemu-ga); kill -STOP $p; sleep 12; kill -CONT $p"]},
     }))  # fmt: skip
+    until(lambda: not _answers(kept), 10, "the silence of the guest's agent")
     accepted = kept.site.api.change(
         f"/v1/vms/{kept.vm}/snapshot", {"name": "never", "quiesce": True, "freeze_within": 3}
     )
@@ -258,6 +259,11 @@ def test_a_guest_that_does_not_freeze_in_time_gets_no_snapshot_and_goes_on(kept:
     assert kept.site.api.vm(kept.vm)["snapshots"] == []
     until(lambda: "thawed" in _frozen(kept), 30, "the guest's thaw")
     assert kept.state() == state
+
+
+def _answers(kept: Kept) -> bool:
+    ping = ["qemu-agent-command", "--timeout", "1", kept.vm, '{"execute": "guest-ping"}']
+    return kept.site.host(kept.host).run(["virsh", "-c", "qemu:///system", *ping], check=False).returncode == 0
 
 
 def _frozen(kept: Kept) -> str:
