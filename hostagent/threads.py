@@ -5,9 +5,10 @@ thread's place, and a thread that never returns does not keep the process alive.
 """
 
 import asyncio
-import threading
 from collections.abc import Callable
 from typing import Protocol, TypeVar
+
+from hostagent.workers import WORKERS
 
 T = TypeVar("T")
 
@@ -58,7 +59,7 @@ class Threads:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(hand_over, result, error)
 
-        threading.Thread(target=work, daemon=True, name="vmorch-blocking").start()
+        WORKERS.start(work)
         return await done
 
 

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 import libvirt
 
+from hostagent.workers import WORKERS
+
 
 class Call:
     """A call that has begun. `over` is set at its end; then `error` is libvirt's refusal, if it refused."""
@@ -19,7 +21,7 @@ class Call:
         self.value: object = None
         self._call = call
         self._ended = ended
-        threading.Thread(target=self._run, name="vmorch-libvirt-call", daemon=True).start()
+        WORKERS.start(self._run)
 
     def _run(self) -> None:
         try:
