@@ -12,6 +12,7 @@ from logbook import an_append, assert_well_formed, everything, more_than, on, un
 
 from vmorch.core.ids import Position, RequestId, Stream
 from vmorch.core.records import NewEvent, Recorded, StreamAppend
+from vmorch.log import hints
 from vmorch.log.batch import columns, encode
 from vmorch.log.errors import InvalidAppend, LogUnavailable, VersionConflict
 from vmorch.log.store import EventLog
@@ -169,6 +170,31 @@ async def test_a_follower_hears_of_another_servers_commit_before_its_next_poll(
     await other.close()
     # the first may come by the poll, because listening begins with following
     assert sorted(delays)[2] < 0.5
+
+
+async def test_what_another_server_told_while_a_follower_was_busy_is_not_waited_for(
+    database: Database, event_log: EventLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, heard = await EventLog.open(database.app_url), event_log._hints
+    following = event_log.follow(Position(0))
+    coming = asyncio.ensure_future(anext(following))
+    version = 0
+    while not heard.told:
+        await other.append(an_append(on("vm/theirs", version)))
+        version += 1
+        await asyncio.sleep(0.05)
+    at = (await coming)[-1].position
+    while at < version:
+        at = (await anext(following))[-1].position
+    monkeypatch.setattr(hints, "_POLL", 60.0)
+    before = heard.told
+    mine = await event_log.append(an_append(on("vm/mine", 0)))
+    theirs = await other.append(an_append(on("vm/theirs", version)))
+    await until(lambda: heard.told > before)
+    async with asyncio.timeout(10):
+        assert [one.position for one in await anext(following)] == [mine.first]
+        assert [one.position for one in await anext(following)] == [theirs.first]
+    await other.close()
 
 
 @pytest.mark.parametrize("urgent", [False, True])

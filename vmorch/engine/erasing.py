@@ -41,14 +41,15 @@ class Erasing:
             raise Rejected("reason-missing", "what is erased cannot be had back: that needs a reason")
         subject = await self._subject(ref)
         print = fingerprint(caller.actor, "erase", subject, None)
-        meta = self.recorder.meta_of(caller, print=print)
 
         def decide() -> tuple[list[Change], None]:
             events = erasure.erase(self.fleet.erasures, subject)
             return [change(erasure.STREAM, event) for event in events], None
 
         # first the word, then the deed: a key must not be gone without anybody knowing why
-        facts = await self.recorder.once(decide, lambda _: meta, caller, print)
+        facts = await self.recorder.once(
+            decide, lambda _: self.recorder.meta_of(caller, print=print), caller, print
+        )
         destroyed = await self.keys.keyring.erase(subject)
         if not facts and not destroyed:
             raise Rejected("already-so", f"{subject} was erased before", hint="vmorch event list --kind 'audit.*'")

@@ -489,8 +489,9 @@ class Handler:
         """Append what `decide` says, or find what a repeat of the request appended. The first event names the
         subject."""
         print = fingerprint(caller.actor, verb, ref, body)
-        meta = self.recorder.meta_of(caller, print=print)
-        facts: list[Fact] = await self.recorder.once(lambda: (decide(), None), lambda _: meta, caller, print)
+        facts: list[Fact] = await self.recorder.once(
+            lambda: (decide(), None), lambda _: self.recorder.meta_of(caller, print=print), caller, print
+        )
         subject, at = split_stream(facts[0].stream)[1], facts[0].stream
         return Accepted(subject=subject, name=name_held(self.fleet, at), position=facts[-1].position), facts
 

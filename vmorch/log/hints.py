@@ -22,6 +22,7 @@ class Hints:
     def __init__(self, url: str) -> None:
         self._url = url
         self._count = 0
+        self._told = 0
         self._next: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._commits = asyncio.Event()
         self._own_backend = 0
@@ -32,6 +33,11 @@ class Hints:
     def count(self) -> int:
         """Take it before reading and hand it to `wait`: then no wake-up falls between the two."""
         return self._count
+
+    @property
+    def told(self) -> int:
+        """How often other processes told of commits of theirs."""
+        return self._told
 
     def committed(self) -> None:
         """Wake followers here at once, and soon those of other processes."""
@@ -78,6 +84,7 @@ class Hints:
                     await connection.execute(f"LISTEN {_CHANNEL}")
                     async for notice in connection.notifies():
                         if notice.pid != self._own_backend:
+                            self._told += 1
                             self._wake()
             except (LogUnavailable, psycopg.OperationalError):
                 await asyncio.sleep(_POLL)

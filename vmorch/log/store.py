@@ -131,13 +131,15 @@ class EventLog:
     async def _following(self, after: Position, urgent: Callable[[], bool]) -> AsyncIterator[list[Recorded]]:
         clock = asyncio.get_running_loop().time
         since, before = clock(), self._committer.written
+        asked = -1
         while True:
-            seen = self._hints.count
+            seen, told = self._hints.count, self._hints.told
             began = clock()
             own = events = self._committer.tail.after(after)
             if not own:
                 try:
                     events = await self.read(after, _PAGE)
+                    asked = told
                 except LogUnavailable:
                     events = []
             if events:
@@ -149,8 +151,8 @@ class EventLog:
                     since, before = clock(), self._committer.written
                 if written > _HOT * max(passed, _WINDOW):
                     await self._rest(_REST * self._followers * worked, urgent)
-            if own or not events:
-                # what somebody else appended after that comes with a hint
+            if not events or (own and asked == told):
+                # nobody else told of an append since Postgres was asked
                 await self._hints.wait(seen)
 
     async def _rest(self, longest: float, urgent: Callable[[], bool]) -> None:

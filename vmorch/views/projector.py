@@ -114,7 +114,8 @@ class Projector:
                     await self._advance()
 
     async def reached(self, position: Position, seconds: float) -> bool:
-        """Whether the models stand at `position` or beyond within that time."""
+        """Whether the models stand at `position` or beyond within that time. As long as anybody waits, they are written
+        without a pause."""
         if self.position >= position:
             return True
         self._waiting += 1
