@@ -27,7 +27,7 @@ _log = structlog.get_logger(__name__)
 
 
 class Job(msgspec.Struct, kw_only=True, eq=False):
-    """An order in its lane. `interrupted`: an earlier process may have begun it, so it is only looked at."""
+    """An order in its lane. `interrupted`: an earlier process may have begun it, so it is not done again."""
 
     id: CommandId
     lane: str

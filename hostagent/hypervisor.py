@@ -32,7 +32,10 @@ class Expired(Exception):
 
 
 class Scope(Protocol):
-    """How long an order may go on, asked between the parts of long work."""
+    """How long an order may go on, asked between the parts of long work. `answered`: it was answered already, so that
+    nothing that it reached may be taken back."""
+
+    answered: bool
 
     def check(self) -> None:
         """Raise Withdrawn or Expired if the order must not go on."""
@@ -48,7 +51,8 @@ class Scope(Protocol):
 
     def answer(self, done: Done) -> None:
         """The target is reached for good, and whoever waits may know it: the command only sets right after it what
-        nobody waits for. If that is broken off, `resolve` does it. May wait a moment, and never fails."""
+        nobody waits for. If that is broken off, `resolve` does it. May wait a moment, and never fails. Not for commands
+        that are carried out on the event loop, which it would hold up."""
 
 
 class HypervisorLost(Exception):
@@ -66,7 +70,7 @@ class Hypervisor(Protocol):
         Raises Withdrawn, Expired, HypervisorLost."""
 
     def resolve(self, command: HostCommand, scope: Scope) -> Answer:
-        """After a crash in the middle of `execute`: look whether the target is reached, and begin nothing.
+        """After a crash in the middle of `execute`: look whether the target is reached, and do no part of it.
         What the daemon goes on with by itself is followed to its end first, within the command's own limits, and what a
         command does after its answer is done.
         Done(already=True) if it is reached, else Failed(code="interrupted"), or a command's own code where the

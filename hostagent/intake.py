@@ -6,6 +6,7 @@ Whoever cannot be proven to be the control plane gets no answer. Must not carry 
 import asyncio
 import sqlite3
 import threading
+from contextlib import suppress
 from functools import partial
 
 import structlog
@@ -64,7 +65,9 @@ class Intake:
                 answer = Failed(code="unknown-command", message=str(error))
                 self._journal.answer(order.id, order.vm, answer)
                 continue
-            self._queue(order.id, order.lane, order.vm, command, until=float("inf"), interrupted=True)
+            self._queue(
+                order.id, order.lane, order.vm, command, until=float("inf"), interrupted=True, told=order.told
+            )
 
     def answered(self, job: Job) -> None:
         """The job has ended and its answer is in the outbox."""
@@ -156,9 +159,10 @@ class Intake:
         *,
         until: float,
         interrupted: bool = False,
+        told: bool = False,
     ) -> None:
         early = partial(self._answer_early, asyncio.get_running_loop(), id, vm)
-        scope = OrderScope(self._effects.clock, until, self._teller.of(id, vm), early)
+        scope = OrderScope(self._effects.clock, until, self._teller.of(id, vm), early, answered=told)
         job = Job(id=id, lane=lane, vm=vm, command=command, scope=scope, interrupted=interrupted)
         self._jobs[id] = job
         self._lanes.put(lane, job)
@@ -167,11 +171,13 @@ class Intake:
         """In the job's thread: its answer is in the outbox, though the job goes on; once it is told, or soon."""
         try:
             self._journal.answer(id, vm, done, over=False)
-        except sqlite3.OperationalError:
+        except sqlite3.Error as error:
             # it is answered when it has ended
+            _log.error("journal refuses an answer", order=id, error=str(error))
             return
-        if not loop.is_closed():
-            told = threading.Event()
+        told = threading.Event()
+        # the agent may have stopped meanwhile; its next process tells it
+        with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._session.wake, told.set)
             # what goes on is in nobody's way until then
             told.wait(TOLD_WITHIN)

@@ -62,12 +62,14 @@ _names = msgspec.json.Decoder(tuple[str, ...])
 
 
 class OpenOrder(Struct, frozen=True, kw_only=True):
-    """An order that was accepted and is not over: its effect may be there or not, or what it was to tidy up."""
+    """An order that was accepted and is not over: its effect may be there or not. If it was `told`, its answer was, and
+    what comes after that may be missing."""
 
     id: CommandId
     lane: str
     vm: VmId | None
     command: Packed
+    told: bool
 
 
 class Entry(Struct, frozen=True):
@@ -96,7 +98,7 @@ class Journal:
         self._db.executescript(_SCHEMA)
 
     def accept(self, order: Order, lane: str, vm: VmId | None, at: float) -> Admission:
-        """Remember the intent of an order. `known`: it was accepted before; if it is done and its answer was
+        """Remember the intent of an order. `known`: it was accepted before; if it is answered and its answer was
         confirmed, the answer is put in the outbox again."""
         with self._change() as db:
             row = db.execute("SELECT answer FROM orders WHERE id = ?", (order.id,)).fetchone()
@@ -155,9 +157,12 @@ class Journal:
         """Every order that is not over, oldest first."""
         with self._lock:
             rows = self._db.execute(
-                "SELECT id, lane, vm, command FROM orders WHERE state != 'done' ORDER BY at, id"
+                "SELECT id, lane, vm, command, state = 'told' FROM orders WHERE state != 'done' ORDER BY at, id"
             ).fetchall()
-        return [OpenOrder(id=id, lane=lane, vm=vm, command=_packed.decode(data)) for id, lane, vm, data in rows]
+        return [
+            OpenOrder(id=id, lane=lane, vm=vm, command=_packed.decode(data), told=bool(told))
+            for id, lane, vm, data, told in rows
+        ]
 
     def unconfirmed(self, items: int, size: int) -> list[Entry]:
         """The oldest unconfirmed items: at most `items`, and of `size` bytes together, but at least one."""

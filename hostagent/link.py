@@ -31,7 +31,7 @@ _DEVICES = {
     libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED: "removed",
     libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVAL_FAILED: "refused",
 }
-Told = tuple[str, str]
+News = tuple[str, str]
 """What happened to a device, `added`, `removed` or `refused`, and by which name QEMU knows it."""
 
 _loop_lock = threading.Lock()
@@ -68,7 +68,7 @@ class Link:
         self._changed: Callable[[VmId | None], None] = lambda _vm: None
         self._lost: Callable[[], None] = lambda: None
         self._closed = False
-        self._listening: dict[VmId, set[SimpleQueue[Told]]] = {}
+        self._listening: dict[VmId, set[SimpleQueue[News]]] = {}
 
     @property
     def calls(self) -> Any:
@@ -95,10 +95,10 @@ class Link:
         yield connection
 
     @contextmanager
-    def devices(self, vm: VmId) -> Iterator["SimpleQueue[Told]"]:
+    def devices(self, vm: VmId) -> Iterator["SimpleQueue[News]"]:
         """What libvirt tells of the domain's devices inside the block. Raises HypervisorLost."""
         self._open()
-        told: SimpleQueue[Told] = SimpleQueue()
+        told: SimpleQueue[News] = SimpleQueue()
         with self._lock:
             self._listening.setdefault(vm, set()).add(told)
         try:

@@ -20,11 +20,14 @@ class OrderScope:
         until: float,
         tell: Callable[[Sample], None] = lambda sample: None,
         answer: Callable[[Done], None] = lambda done: None,
+        *,
+        answered: bool = False,
     ) -> None:
         self._clock = clock
         self._until = until
         self._tell = tell
         self._answer = answer
+        self.answered = answered
         self._withdrawn = threading.Event()
 
     def withdraw(self) -> None:
@@ -49,4 +52,5 @@ class OrderScope:
         self._tell(sample)
 
     def answer(self, done: Done) -> None:
+        self.answered = True
         self._answer(done)

@@ -89,7 +89,8 @@ class Session:
         self._wake.set()
 
     def wake(self, told: Callable[[], None] | None = None) -> None:
-        """There is something new in the outbox. `told` is called once it is confirmed, unless the session ends."""
+        """There is something new in the outbox. `told` is called once all of it is confirmed, unless the session
+        ends."""
         if told is not None:
             self._awaiting.append(told)
         self._wake.set()
@@ -151,9 +152,12 @@ class Session:
 
     async def _tell_next(self, bus: Bus, session: SessionId) -> None:
         self._wake.clear()
-        awaiting, self._awaiting = self._awaiting, []
+        awaiting = tuple(self._awaiting)
         entries = await self._effects.blocking.run(lambda: self._journal.unconfirmed(BATCH_ITEMS, BATCH_BYTES))
         if not entries:
+            for told in awaiting:
+                told()
+            self._awaiting = self._awaiting[len(awaiting) :]
             if self._renew:
                 raise Ended("new connection")
             if await self._woken(REPORT_EVERY):
@@ -162,8 +166,6 @@ class Session:
         items = tuple(entry.item for entry in entries)
         report = Report(host=self._party.host, session=session, through=through, items=items)
         confirmation = await self._confirmed(bus, report)
-        for told in awaiting:
-            told()
         await self._effects.blocking.run(lambda: self._journal.confirm(through, confirmation.position))
         if confirmation.incarnation not in ("", self._pins.incarnation):
             raise Ended("the log was restored")

@@ -26,7 +26,7 @@ class Blocking(Protocol):
 
 
 class Threads:
-    """A thread for each call, at most `limit` at once; further calls wait their turn."""
+    """Each call has a thread while it lasts, at most `limit` at once; further calls wait their turn."""
 
     def __init__(self, limit: int = 256) -> None:
         self._limit = limit

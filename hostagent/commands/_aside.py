@@ -1,4 +1,4 @@
-"""Make a call that may hang in a thread of its own, and wait for it only so long.
+"""Make a call that may hang in another thread, and wait for it only so long.
 
 Who gives up waiting leaves the call running: nothing can end a call into libvirt whose QEMU does not answer.
 """

@@ -12,7 +12,7 @@ import libvirt
 from msgspec import Struct
 
 from hostagent.commands._host import Host
-from hostagent.commands._monitor import Used, ask_used
+from hostagent.commands._monitor import Asked, ask_used
 from hostagent.commands._qemu import check_held
 from hostagent.domain_xml import Told
 from hostagent.layout import disk_file, draft_of, layer_of, opened
@@ -89,6 +89,7 @@ def check(
     domain: Any | None,
     *,
     told: Told | None = None,
+    asked: Asked | None = None,
     merging: Merge | None = None,
     merged: str = "",
     changing: bool = False,
@@ -98,13 +99,12 @@ def check(
     """What the VM's disks are on, once the layers are as `command.stacks` says. Raises Rejected `chain-drift` or
     `guest-unheld`, libvirtError.
 
-    `told` is the domain's XML, if it was just asked for. What was broken off may have gone some way: a merge
-    (`merging`, of the disk `merged`; `changing`, if a guest was about to change over), or a removal of the layers that
-    are `leaving` (by disk and number). If the files are as they should be, `meanwhile` is called while QEMU is asked;
-    it must not touch a layer.
+    `told` is the domain's XML, if it was just asked for, and `asked` a question to its QEMU that is under way. What was
+    broken off may have gone some way: a merge (`merging`, of the disk `merged`; `changing`, if a guest was about to
+    change over), or a removal of the layers that are `leaving` (by disk and number). If the files are as they should
+    be, `meanwhile` is called while the QEMU of a guest that runs is asked; it must not touch a layer.
     """
     if not command.stacks:
-        meanwhile()
         return Held()
     if domain is not None and told is None:
         told = Told(domain.XMLDesc(0))
@@ -113,15 +113,19 @@ def check(
         check_held(command.vm)
     found = list(_by_hand(command, domain))
     configured = {} if domain is None else Told(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).chains
-    # QEMU takes its time, in which libvirt is slow to answer, but the files can be looked at
-    ask = ask_used(domain, told) if told is not None and active else lambda: Used({}, frozenset())
-    live = told.chains if told is not None and active else {}
-    found += _lying(host, command, merging, merged, leaving)
-    if not found:
-        meanwhile()
-    used = ask()
-    held = Held(active, configured, live, {name: each.files for name, each in used.written.items()})
-    found += _used(host, command, held, used.at_work, merging, merged, changing)
+    held, at_work = Held(active, configured), frozenset[str]()
+    if told is not None and active:
+        # QEMU takes its time, in which the files can be looked at
+        asked = asked or ask_used(domain, told.disks)
+        found += _lying(host, command, merging, merged, leaving)
+        if not found:
+            meanwhile()
+        used = asked(told)
+        held = Held(active, configured, told.chains, {name: each.files for name, each in used.written.items()})
+        at_work = used.at_work
+    else:
+        found += _lying(host, command, merging, merged, leaving)
+    found += _used(host, command, held, at_work, merging, merged, changing)
     if found:
         raise Rejected("chain-drift", "; ".join(found[:_MOST_TOLD]), facts={"blockers": found[:_MOST_TOLD]})
     return held

@@ -87,13 +87,12 @@ def need(host: Host, vm: VmId) -> Any:
     return domain
 
 
-def need_told(host: Host, vm: VmId) -> tuple[Any, Told]:
-    """Our domain and its XML. Raises Rejected `no-domain` or `not-ours`."""
-    domain = lookup(host.link.calls, vm) or need(host, vm)
+def tell(host: Host, domain: Any, vm: VmId) -> Told:
+    """What libvirt tells of our domain. Raises Rejected `not-ours`, libvirtError."""
     told = Told(domain.XMLDesc(0))
     if told.marker is None or told.marker.cluster != host.cluster:
         raise _not_ours(vm)
-    return domain, told
+    return told
 
 
 def marker_of(host: Host, domain: Any, flags: int = 0) -> Marker | None:

@@ -6,7 +6,7 @@ for ever, and whatever libvirt does next is done to the wrong file. Of a guest t
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -123,13 +123,16 @@ class Used(msgspec.Struct, frozen=True):
 
 def written_by(domain: Any) -> dict[str, Written]:
     """What each disk of an active domain is on, by its name. Raises Rejected `busy` if QEMU does not answer."""
-    return ask_used(domain, Told(domain.XMLDesc(0)))().written
+    return ask_used(domain, ())(Told(domain.XMLDesc(0))).written
 
 
-def ask_used(domain: Any, told: Told) -> Callable[[], Used]:
-    """Ask what each disk of an active domain is on and whether libvirt has a block job on it, and go on; what is called
-    for it says it, and raises as `written_by` does."""
-    disks, names = told.disks, {alias: name for name, alias in told.aliases.items() if alias}
+Asked = Callable[[Told], Used]
+"""What tells the answer to a question about a domain, by what libvirt tells of it. Raises as `written_by` does, and
+libvirtError if the domain is off."""
+
+
+def ask_used(domain: Any, disks: Iterable[str]) -> Asked:
+    """Ask what each disk of a domain is on and whether libvirt has a block job on one of these, and go on."""
 
     def ask() -> tuple[str, frozenset[str]]:
         said = _order(domain, "query-block")
@@ -137,9 +140,9 @@ def ask_used(domain: Any, told: Told) -> Callable[[], Used]:
 
     call = Call(ask)
 
-    def used() -> Used:
+    def used(told: Told) -> Used:
         said, at_work = _outcome(call)
-        found: dict[str, Written] = {}
+        names, found = {alias: name for name, alias in told.aliases.items() if alias}, dict[str, Written]()
         for block in _understood(said, "query-block", _Blocks).blocks:
             # such as /machine/peripheral/virtio-disk0/virtio-backend
             name = next((names[part] for part in block.qdev.split("/") if part in names), None)

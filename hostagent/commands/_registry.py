@@ -12,7 +12,8 @@ C = TypeVar("C", bound=HostCommand)
 
 
 class Handler(NamedTuple):
-    """The sides of one host command. `follow` waits for the end of what libvirt goes on with by itself."""
+    """The sides of one host command. `follow` waits for the end of what libvirt goes on with by itself, takes back what
+    was left half done, and does what comes after the answer."""
 
     reach: Callable[[Any, Host, Scope], Done]
     reached: Callable[[Any, Host], bool]

@@ -13,7 +13,8 @@ from hostagent.commands._host import Host
 from hostagent.commands._monitor import has_open, take_back, written_by
 from hostagent.commands._qemu import check_held
 from hostagent.domain_xml import Told
-from hostagent.layout import delete_file, draft_of
+from hostagent.layers import drop_draft
+from hostagent.layout import delete_file
 from hostagent.qcow2 import read_layer
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import TakeSnapshot
@@ -72,7 +73,7 @@ def withdraw(command: TakeSnapshot, host: Host, domain: Any) -> bool:
             if _withdrawn(top).exists():
                 _rename(_withdrawn(top), top)
     for files, _ in pairs(command, host):
-        delete_file(files.directory, draft_of(files.of(command.next).name))
+        drop_draft(files.of(command.next))
     return bool(left)
 
 
@@ -83,7 +84,7 @@ def clear(command: TakeSnapshot, host: Host) -> None:
         for path in (top, _withdrawn(top)):
             if _is_empty(path):
                 delete_file(path.parent, path.name)
-        delete_file(top.parent, draft_of(top.name))
+        drop_draft(top)
 
 
 def _withdraw_one(domain: Any, files: Files, layer: int, top: Path) -> None:

@@ -85,13 +85,12 @@ def _check_can_leave(command: MigrateDomain, host: Host, domain: Any, seen: Obse
 
 def _blockers(command: MigrateDomain, host: Host, domain: Any, seen: Observed) -> Iterator[str]:
     """Everything that keeps the guest here, each in words."""
-    xml = domain.XMLDesc(0)
+    told = Told(domain.XMLDesc(0))
     local = str(host.layout.root("local"))
-    disks = Told(xml).disks.items()
-    left = [name for name, path in disks if path.startswith(f"{local}/") and name not in command.copy]
+    left = [name for name, path in told.disks.items() if path.startswith(f"{local}/") and name not in command.copy]
     if left:
         yield f"disk {', '.join(left)} is on local storage and would stay behind"
-    if held := Told(xml).host_devices:
+    if held := told.host_devices:
         yield f"it holds devices of its host: {', '.join(held)}"
     if command.copy and (domain.snapshotNum() or domain.listAllCheckpoints()):
         yield "its snapshots and checkpoints are inside of its disks: a copy has none"

@@ -6,7 +6,7 @@ before it is tried again.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from lxml import etree
 from hostagent.commands import _memories
 from hostagent.commands._chain import check
 from hostagent.commands._defining import is_defined, redefine
-from hostagent.commands._domain import find, need_told, observe
+from hostagent.commands._domain import find, lookup, need, observe, tell
 from hostagent.commands._freezing import Frozen, frozen, thaw
 from hostagent.commands._host import Host
+from hostagent.commands._monitor import Asked, ask_used
 from hostagent.commands._registry import handles
 from hostagent.commands._withdrawing import clear, give_up, is_above, pairs, withdraw
 from hostagent.domain_xml import Told
@@ -57,17 +58,22 @@ def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
             thaw(domain)
     told = Told(domain.XMLDesc(0))
     if is_above(command, host, told):
-        # it may have been answered already: what was to be done after that is made good
         _note(command, host, domain, told)
+    elif scope.answered:
+        # a host that lost power may have forgotten what libvirt noted; nothing is taken back that was promised
+        _log.warning("a VM is not on the layers of a snapshot that was answered", vm=command.vm)
     else:
         give_up(command, host, domain)
 
 
 @handles(TakeSnapshot, reached=_reached, follow=_follow)
 def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
-    domain, told = need_told(host, command.vm)
+    domain = lookup(host.link.calls, command.vm) or need(host, command.vm)
+    # who takes longest to answer is asked first
+    asked = ask_used(domain, [disk.name for disk in command.spec.disks])
+    told = tell(host, domain, command.vm)
     if not is_above(command, host, told):
-        held = _go_over(command, host, domain, told, scope)
+        held = _go_over(command, host, domain, told, asked, scope)
         return Done(observed=observe(host, domain), frozen=held.seconds if held else None)
     if is_defined(host, domain, command.spec):
         return Done(observed=observe(host, domain), already=True)
@@ -75,7 +81,9 @@ def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
     return Done(observed=observe(host, domain))
 
 
-def _go_over(command: TakeSnapshot, host: Host, domain: Any, told: Told, scope: Scope) -> Frozen | None:
+def _go_over(
+    command: TakeSnapshot, host: Host, domain: Any, told: Told, asked: Asked | None, scope: Scope
+) -> Frozen | None:
     """The VM is on new layers. How long its file systems were at rest."""
     active = told.active
     if not active and command.memory is not None:
@@ -83,10 +91,10 @@ def _go_over(command: TakeSnapshot, host: Host, domain: Any, told: Told, scope: 
     if not active and command.freeze is not None:
         raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
     if active and withdraw(command, host, domain):
-        told = Told(domain.XMLDesc(0))
+        told, asked = Told(domain.XMLDesc(0)), None
     layers = [(files.of(command.next), files.of(layer)) for files, layer in pairs(command, host)]
     with _no_drafts_if_it_fails(layers):
-        check(host, command, domain, told=told, meanwhile=lambda: _draft(layers) if active else None)
+        check(host, command, domain, told=told, asked=asked, meanwhile=lambda: _draft(layers))
     held: Frozen | None = None
     with _undone_if_it_fails(command, host, domain):
         scope.check()
@@ -116,7 +124,9 @@ def _no_drafts_if_it_fails(layers: Layers) -> Iterator[None]:
         yield
     except BaseException:
         for top, _ in layers:
-            drop_draft(top)
+            # whoever tries again drops it
+            with suppress(OSError, Rejected):
+                drop_draft(top)
         raise
 
 

@@ -184,6 +184,21 @@ def test_an_order_that_is_answered_before_its_end_keeps_its_place_until_then(tmp
     asyncio.run(scenario())
 
 
+def test_who_waits_until_all_is_told_hears_it_also_when_it_was_told_before(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with host(tmp_path, simulated()) as (plane, process, _):
+            told, session = list[int](), process.agent._session
+            session.wake(lambda: told.append(1))
+            await until(lambda: told == [1])
+            for command in provisioning(new_vm()):
+                await plane.send(plane.order(command))
+                session.wake(lambda: told.append(2))
+            await until(lambda: told == [1, 2, 2, 2])
+            assert not process.journal.unconfirmed(1, 1)
+
+    asyncio.run(scenario())
+
+
 def test_what_a_killed_agent_had_answered_and_not_ended_is_looked_at_and_not_told_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         hypervisor, vm = simulated(), new_vm()

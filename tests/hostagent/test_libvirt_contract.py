@@ -245,6 +245,19 @@ class TestLibvirtLayers(Layers, LayerContract):
         assert files(running.vm) == before
         self.carry_out(hypervisor, running, order)
 
+    @pytest.mark.parametrize("power", ["running", "off"])
+    def test_a_layer_that_was_promised_stays_whatever_libvirt_remembers(
+        self, hypervisor: Hypervisor, running: Record, files: Files, power: str
+    ) -> None:
+        if power == "off":
+            self.stop(hypervisor, running)
+        order, layer = running.take(), disk_file("vda", 1)
+        self.do(hypervisor, running.make(vda=0))
+        interrupted(hypervisor.resolve(order, OrderScope(time.monotonic, float("inf"), answered=True)))
+        assert layer in files(running.vm)
+        interrupted(hypervisor.resolve(order, scope()))
+        assert layer not in files(running.vm)
+
     def test_a_call_of_an_agent_that_died_comes_in_time_or_finds_no_layer(
         self, hypervisor: Hypervisor, running: Record, host: Host, directory: Callable[[VmId], Path], files: Files
     ) -> None:
