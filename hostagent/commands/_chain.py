@@ -108,23 +108,22 @@ def check(
         return Held()
     if domain is not None and told is None:
         told = Told(domain.XMLDesc(0))
-    active = told is not None and told.active
-    if not active:
+    running = told if told is not None and told.active else None
+    if running is None:
         check_held(command.vm)
     found = list(_by_hand(command, domain))
     configured = {} if domain is None else Told(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).chains
-    held, at_work = Held(active, configured), frozenset[str]()
-    if told is not None and active:
+    if running is not None:
         # QEMU takes its time, in which the files can be looked at
-        asked = asked or ask_used(domain, told.disks)
-        found += _lying(host, command, merging, merged, leaving)
+        asked = asked or ask_used(domain, running.disks)
+    found += _lying(host, command, merging, merged, leaving)
+    held, at_work = Held(configured=configured), frozenset[str]()
+    if running is not None and asked is not None:
         if not found:
             meanwhile()
-        used = asked(told)
-        held = Held(active, configured, told.chains, {name: each.files for name, each in used.written.items()})
-        at_work = used.at_work
-    else:
-        found += _lying(host, command, merging, merged, leaving)
+        used = asked(running)
+        written = {name: each.files for name, each in used.written.items()}
+        held, at_work = Held(True, configured, running.chains, written), used.at_work
     found += _used(host, command, held, at_work, merging, merged, changing)
     if found:
         raise Rejected("chain-drift", "; ".join(found[:_MOST_TOLD]), facts={"blockers": found[:_MOST_TOLD]})

@@ -154,15 +154,16 @@ def test_a_repeated_order_that_still_runs_is_accepted_and_not_begun_again(tmp_pa
 class Early(SimulatedHypervisor):
     """Answers what it has done, and goes on until it is let go."""
 
+    def __init__(self, *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self.let_go = threading.Event()
+
     def execute(self, command: HostCommand, scope: Scope) -> Answer:
         answer = super().execute(command, scope)
         assert isinstance(answer, Done)
         scope.answer(answer)
-        while not self.let_go.is_set():
-            self.let_go.wait(0.01)
+        assert self.let_go.wait(10)
         return Failed(code="fault", message="nobody hears of it")
-
-    let_go = threading.Event()
 
 
 def test_an_order_that_is_answered_before_its_end_keeps_its_place_until_then(tmp_path: Path) -> None:

@@ -4,14 +4,9 @@ import threading
 import time
 from collections.abc import Callable
 
+from passages import until
+
 from hostagent.workers import Workers
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.002)
 
 
 def test_a_thread_that_has_ended_its_work_does_the_next() -> None:
