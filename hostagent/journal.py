@@ -144,9 +144,9 @@ class Journal:
                 "UPDATE orders SET state = ?, answer = ? WHERE id = ? AND state = 'intent'",
                 ("done" if over else "told", _encode(answer), id),
             ).rowcount
-            if over:
-                db.execute("UPDATE orders SET state = 'done' WHERE id = ? AND state = 'told'", (id,))
             if not changed:
+                if over:
+                    db.execute("UPDATE orders SET state = 'done' WHERE id = ? AND state = 'told'", (id,))
                 return
             self._put(Answered(id=id, answer=answer), id, vm)
             if vm is not None and answer.observed is not None:
