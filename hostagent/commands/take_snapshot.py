@@ -57,22 +57,29 @@ def _follow(command: TakeSnapshot, host: Host, scope: Scope) -> None:
         if command.freeze is not None:
             thaw(domain)
     told = Told(domain.XMLDesc(0))
+    if not is_above(command, host, told) and not scope.answered:
+        give_up(command, host, domain)
+        # a call of an agent that died may have come first
+        told = Told(domain.XMLDesc(0))
     if is_above(command, host, told):
         _note(command, host, domain, told)
     elif scope.answered:
         # a host that lost power may have forgotten what libvirt noted; nothing is taken back that was promised
         _log.warning("a VM is not on the layers of a snapshot that was answered", vm=command.vm)
-    else:
-        give_up(command, host, domain)
 
 
 @handles(TakeSnapshot, reached=_reached, follow=_follow)
 def take_snapshot(command: TakeSnapshot, host: Host, scope: Scope) -> Done:
     domain = lookup(host.link.calls, command.vm) or need(host, command.vm)
     # who takes longest to answer is asked first
-    asked = ask_used(domain, [disk.name for disk in command.spec.disks])
+    asked: Asked | None = ask_used(domain, [disk.name for disk in command.spec.disks])
     told = tell(host, domain, command.vm)
-    if not is_above(command, host, told):
+    above = is_above(command, host, told)
+    if not above and told.active and withdraw(command, host, domain):
+        told, asked = Told(domain.XMLDesc(0)), None
+        # a call of an agent that died may have come first here too
+        above = is_above(command, host, told)
+    if not above:
         held = _go_over(command, host, domain, told, asked, scope)
         return Done(observed=observe(host, domain), frozen=held.seconds if held else None)
     if is_defined(host, domain, command.spec):
@@ -90,8 +97,6 @@ def _go_over(
         raise Rejected("libvirt-refused", "the domain is off and has no memory to keep")
     if not active and command.freeze is not None:
         raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
-    if active and withdraw(command, host, domain):
-        told, asked = Told(domain.XMLDesc(0)), None
     layers = [(files.of(command.next), files.of(layer)) for files, layer in pairs(command, host)]
     with _no_drafts_if_it_fails(layers):
         check(host, command, domain, told=told, asked=asked, meanwhile=lambda: _draft(layers))

@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from volume_contract import VolumeContract, new_id
 
 from deploy.lab.host import Host
+from hostagent.commands import take_snapshot
 from hostagent.commands._monitor import bitmaps_of, written_by
 from hostagent.commands._noting import note_name, recall
 from hostagent.domain_xml import Told
@@ -186,6 +187,19 @@ class Layers:
         return lambda vm: None
 
 
+def go_over(host: Host, vm: VmId, layer: Path) -> None:
+    """The call with which an agent has a guest go on above a layer that it made."""
+    flags = (
+        libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+        | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+        | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+    )
+    disk = f"<disk name='vda' snapshot='external'><driver type='qcow2'/><source file='{layer}'/></disk>"
+    with closing(libvirt.open(host.uri)) as connection:
+        domain = connection.lookupByUUIDString(vm)
+        domain.snapshotCreateXML(f"<domainsnapshot><disks>{disk}</disks></domainsnapshot>", flags)
+
+
 def interrupted(answer: Answer) -> None:
     assert isinstance(answer, Failed)
     assert answer.code == "interrupted"
@@ -277,6 +291,26 @@ class TestLibvirtLayers(Layers, LayerContract):
             self.reaches(hypervisor, order, already=in_time)
             running.carried_out(order)
 
+    @pytest.mark.parametrize("looks", ["give_up", "withdraw"])
+    def test_a_call_of_an_agent_that_died_can_come_between_two_looks_and_is_made_good(
+        self, hypervisor: Hypervisor, running: Record, host: Host, directory: Callable[[VmId], Path],
+        monkeypatch: pytest.MonkeyPatch, looks: str,
+    ) -> None:  # fmt: skip
+        order, layer = running.take(), directory(running.vm) / disk_file("vda", 1)
+        self.do(hypervisor, running.make(vda=0))
+        look_again = getattr(take_snapshot, looks)
+
+        def come_first(*given: Any) -> Any:
+            go_over(host, running.vm, layer)
+            return look_again(*given)
+
+        monkeypatch.setattr(take_snapshot, looks, come_first)
+        answer = (hypervisor.resolve if looks == "give_up" else hypervisor.execute)(order, scope())
+        assert isinstance(answer, Done)
+        monkeypatch.undo()
+        self.reaches(hypervisor, order, already=True)
+        running.carried_out(order)
+
     def test_a_snapshot_is_answered_once_the_guest_begins_above_it_whenever_it_begins_and_made_good_after_that(
         self, hypervisor: Hypervisor, running: Record, host: Host, directory: Callable[[VmId], Path]
     ) -> None:
@@ -320,18 +354,10 @@ class TestLibvirtLayers(Layers, LayerContract):
                 ask_qemu(connection.lookupByUUIDString(vm), "query-status")
 
         def come_late() -> None:
-            flags = (
-                libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
-                | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
-                | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
-            )
-            disk = f"<disk name='vda' snapshot='external'><driver type='qcow2'/><source file='{layer}'/></disk>"
-            with closing(libvirt.open(host.uri)) as connection:
-                domain = connection.lookupByUUIDString(vm)
-                try:
-                    domain.snapshotCreateXML(f"<domainsnapshot><disks>{disk}</disks></domainsnapshot>", flags)
-                except libvirt.libvirtError as error:
-                    refused.append(error)
+            try:
+                go_over(host, vm, layer)
+            except libvirt.libvirtError as error:
+                refused.append(error)
 
         calls = [Thread(target=each) for each in (
             hold, come_late, lambda: found.append(hypervisor.resolve(order, scope()))
