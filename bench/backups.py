@@ -3,10 +3,10 @@
     python -m bench.backups [--rounds N] [--calm SECONDS]
 
 Needs root: it makes a lab of its own with one real libvirt host and removes it. A small guest has a raw disk beside its
-own, of which it overwrites known places past its caches: so much in a row, so many blocks of 64 KiB here and there (as
-QEMU notes writes), and so many of 4 KiB. What was written besides, the guest's own noise, is in the figures. Counted is
-what all files of the backup take in their target. Exits with 1 if a backup of what was noted in whole blocks takes more
-than PROMISED times that, at the median.
+own, of which it overwrites known places past its caches: so much in a row, so many blocks of 64 KiB here and there, and
+so many of 4 KiB. What it writes to its own disk each second is stopped, so that the bytes overwritten are the bytes
+dirtied; both disks are backed up. Counted is what all files of the backup take in their target. Exits with 1 if a backup
+takes more than PROMISED times what was overwritten, at the median.
 """
 
 import argparse
@@ -75,6 +75,7 @@ def main() -> int:
         warm.api.warm()
         vm = str(warm.api.ask("GET", "/v1/vms/web")["item"]["id"])
         it = Bench(warm.api, warm.moments, vm, libvirt.open(warm.lab.hosts[0].uri).lookupByUUIDString(vm))
+        in_guest(it.domain, "kill $(cat /run/ticks.pid); until umount /data; do sleep 1; done")
         await_calm(arguments.calm)
         it.dirty(256 * MIB, 0)
         full, seconds = it.back_up(full=True)
@@ -92,7 +93,7 @@ def main() -> int:
                 times.append(seconds)
             cells = (spread(taken, digits=1), spread(ratios, digits=2), spread(times, digits=2))
             rows.append([f"incremental, {what}", f"{amount // MIB}", *cells])
-            if block in (0, BLOCK) and statistics.median(ratios) > PROMISED:
+            if statistics.median(ratios) > PROMISED:
                 missed.append(f"{what}: {statistics.median(ratios):.2f}")
     print(f"Median (lowest-highest) of {arguments.rounds} rounds; sizes in MiB, times in seconds.\n")
     print(table(["backup", "overwritten", "written to the target", "ratio", "until the caller knows"], rows))

@@ -26,7 +26,7 @@ from vmorch.core.image_header import read_image_header
 MANIFEST = "manifest.json"
 _MOST_MANIFEST = 4 * 1024 * 1024
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_FILE = re.compile(r"\.?(vd[a-z]\.qcow2|manifest\.json)(\.new)?")
+_FILE = re.compile(r"\.?(vd[a-z]\.(qcow2|aside)|manifest\.json)(\.new)?")
 
 
 class Targets:
@@ -175,9 +175,19 @@ def check_header(path: Path, size: int) -> None:
 
 def disk_file(disk: str) -> str:
     """The file name of a disk's backup. Raises Rejected `bad-request`."""
+    return f"{_checked(disk)}.qcow2"
+
+
+def aside_file(disk: str) -> str:
+    """The name of the file, in a draft, in which is put aside what a guest overwrites while its disk is backed up.
+    Raises Rejected `bad-request`."""
+    return f"{_checked(disk)}.aside"
+
+
+def _checked(disk: str) -> str:
     if not re.fullmatch(r"vd[a-z]", disk):
         raise Rejected("bad-request", f"{disk!r} is no disk")
-    return f"{disk}.qcow2"
+    return disk
 
 
 def _remove(directory: Path) -> bool:

@@ -16,6 +16,7 @@ from hostagent.hooks import Hooks
 from hostagent.hypervisor import Inventory, Scope
 from hostagent.images import ImageCache
 from hostagent.layout import Layout
+from hostagent.libvirt_status import QEMU_DIR
 from hostagent.link import Link
 from hostagent.passages import Passages
 from hostagent.runs import Runs
@@ -31,7 +32,7 @@ class LibvirtHypervisor:
     `local_dir` and `shared_dir` hold images, disks and seeds; `fetch_base_url()` is the control plane's HTTP
     address, and `request_headers(path)` gives what identifies this host there. Other hosts' libvirt reaches this
     one's at `address` (its own name, if that is empty), with the certificates in `pki_dir`. `backups` are directories
-    for backups by their names.
+    for backups by their names. What libvirt has in QEMU_DIR is seen in `qemu_dir`.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class LibvirtHypervisor:
         pki_dir: Path = Path("/var/lib/vmorch-agent/pki"),
         hooks_dir: Path = DEFAULT_HOOKS_DIR,
         backups: Mapping[str, Path] | None = None,
+        qemu_dir: Path = QEMU_DIR,
     ) -> None:
         layout = Layout(local_dir.absolute(), shared_dir.absolute() if shared_dir is not None else None)
         self._host = Host(
@@ -61,6 +63,7 @@ class LibvirtHypervisor:
             default_network=default_network,
             address=address,
             pki_dir=pki_dir,
+            qemu_dir=qemu_dir,
             hooks=Hooks(hooks_dir, layout.root("local") / "hooks"),
             targets=Targets(backups or {}),
         )

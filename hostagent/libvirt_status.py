@@ -13,7 +13,8 @@ from pathlib import Path
 
 from lxml import etree
 
-RUN_DIR = Path("/run/libvirt/qemu")
+RUN_DIR, QEMU_DIR = Path("/run/libvirt/qemu"), Path("/var/lib/libvirt/qemu")
+"""Where libvirt writes down which domains run, and where each of them has a directory."""
 _MIRRORING = ("active-commit", "copy")
 """The jobs that have a mirror."""
 _BEGINNING = ("domstatus", "starting up", "0")

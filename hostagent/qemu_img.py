@@ -22,10 +22,11 @@ CPU_SECONDS = 30
 MEMORY_BYTES = 2 * 1024**3
 
 WINDOW = 16 * 1024**3
-"""How many bytes of a disk are asked about at once."""
+"""How many bytes of a disk are asked about at once, if that can be answered briefly."""
+_LEAST_WINDOW = 1024**2
 
 _LOOK_EVERY = 0.2
-_MOST_SAID = 256 * 1024**2
+_MOST_SAID = 64 * 1024**2
 _NO_SPACE = "No space left on device"
 
 File = tuple[Path, ImageFormat]
@@ -73,14 +74,20 @@ def flatten(source: Sequence[File], into: Path, scope: Scope) -> None:
 def extents(chain: Sequence[File], size: int, scope: Scope) -> Iterator[Extent]:
     """Every stretch of a disk of `size` bytes, in order, as read through the chain, topmost file first.
     Raises Rejected, Withdrawn, Expired."""
-    for start in range(0, size, WINDOW):
-        # a badly fragmented disk has many of them
-        window = [f"--start-offset={start}", f"--max-length={min(WINDOW, size - start)}"]
+    start, most = 0, WINDOW
+    while start < size:
+        length = min(most, size - start)
+        window = [f"--start-offset={start}", f"--max-length={length}"]
         said = _run(["map", "--output=json", *window, _explicit(chain)], scope, most=_MOST_SAID)
+        if len(said) >= _MOST_SAID - 1 and length > _LEAST_WINDOW:
+            # a badly fragmented disk has many of them
+            most = length // 2
+            continue
         try:
             yield from msgspec.json.decode(said, type=list[Extent])
         except msgspec.MsgspecError as error:
             raise Rejected("qemu-img-failed", f"the map of {chain[0][0].name} is not understood: {error}") from error
+        start += length
 
 
 def resize(file: Path, size: int) -> None:
@@ -88,9 +95,10 @@ def resize(file: Path, size: int) -> None:
     _run(["resize", "-q", "-f", "qcow2", str(file), str(size)])
 
 
-def note_writes(layer: Path, name: str) -> None:
-    """Whoever writes to the layer from now on notes where, under that name. Nobody uses it now."""
-    _run(["bitmap", "--add", "-f", "qcow2", str(layer), name])
+def note_writes(layer: Path, name: str, granularity: int) -> None:
+    """Whoever writes to the layer from now on notes where, under that name, in blocks of so many bytes. Nobody uses it
+    now."""
+    _run(["bitmap", "--add", "-g", str(granularity), "-f", "qcow2", str(layer), name])
 
 
 def forget_writes(layer: Path, name: str) -> None:

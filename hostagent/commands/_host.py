@@ -30,6 +30,8 @@ class Host:
     address: str
     """Where other hosts reach this one's libvirt; empty for the host's own name."""
     pki_dir: Path
+    qemu_dir: Path
+    """Where libvirt's own directories for domains that run are seen."""
     hooks: Hooks
     targets: Targets
     asking: dict[VmId, Call] = field(default_factory=dict)

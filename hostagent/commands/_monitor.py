@@ -107,6 +107,14 @@ class _Deleted(msgspec.Struct):
     device: str = ""
 
 
+class _Refusal(msgspec.Struct):
+    words: str = msgspec.field(name="desc", default="no reason was given")
+
+
+class _Accepted(msgspec.Struct):
+    error: _Refusal | None = None
+
+
 class Written(msgspec.Struct, frozen=True):
     """What a guest's disk is on: the files, topmost first, and QEMU's name for the topmost one."""
 
@@ -159,6 +167,15 @@ def bitmaps_of(domain: Any) -> dict[str, tuple[tuple[Bitmap, ...], ...]]:
     nodes = _ask(domain, "query-named-block-nodes", _Nodes, flat=True).nodes
     noted = {each.file: tuple(each.bitmaps) for each in nodes if each.driver == "qcow2"}
     return {disk: tuple(noted.get(file, ()) for file in found.files) for disk, found in written_by(domain).items()}
+
+
+def note_writes(domain: Any, node: str, name: str, granularity: int) -> None:
+    """QEMU notes from now on where the guest writes to that node, under that name, in blocks of so many bytes, also
+    when the guest was off in between. Raises Rejected `busy` and `libvirt-refused`, libvirtError."""
+    arguments = {"node": node, "name": name, "granularity": granularity, "persistent": True}
+    refused = _ask(domain, "block-dirty-bitmap-add", _Accepted, **arguments).error
+    if refused is not None:
+        raise Rejected("libvirt-refused", f"QEMU does not note where the guest writes: {refused.words}")
 
 
 def take_back(domain: Any, disk: str, top: Path, below: Path) -> bool:

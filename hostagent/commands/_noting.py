@@ -5,16 +5,19 @@ of it (a checkpoint) is lost when a guest moves and hinders much, so it is made 
 the bitmaps are there is asked of QEMU each time.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import libvirt
 from lxml import etree
 
-from hostagent.commands._monitor import bitmaps_of
+from hostagent.commands._monitor import bitmaps_of, note_writes, written_by
+from vmorch.core.errors import Rejected
 from vmorch.core.ids import BackupId
 
 _PREFIX = "vmorch-"
+_FINEST, _MOST_BLOCKS = 4096, 2**28
+"""Bytes of a block at the least, and how many blocks of a disk are noted at the most: in 32 MiB of memory."""
 _REDEFINE = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
 _RECORD = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
 
@@ -27,6 +30,24 @@ def note_name(backup: BackupId) -> str:
 def is_note(name: str) -> bool:
     """Whether we made a bitmap of that name."""
     return name.startswith(_PREFIX)
+
+
+def granularity(size: int) -> int:
+    """In blocks of how many bytes writes to a disk of that size are noted."""
+    found = _FINEST
+    while size > found * _MOST_BLOCKS:
+        found *= 2
+    return found
+
+
+def note(domain: Any, sizes: Mapping[str, int], backup: BackupId) -> None:
+    """It is noted where the guest writes to these disks from now on. libvirt's own bitmaps have blocks of 64 KiB, so
+    QEMU is told. Raises Rejected, libvirtError."""
+    on = written_by(domain)
+    for disk, size in sizes.items():
+        if disk not in on:
+            raise Rejected("libvirt-refused", f"QEMU knows of no {disk}")
+        note_writes(domain, on[disk].node, note_name(backup), granularity(size))
 
 
 def unnoted(domain: Any, disks: Iterable[str], since: BackupId) -> str:
@@ -42,7 +63,7 @@ def unnoted(domain: Any, disks: Iterable[str], since: BackupId) -> str:
     return ""
 
 
-def checkpoint_xml(name: str, disks: Iterable[str]) -> str:
+def _checkpoint_xml(name: str, disks: Iterable[str]) -> str:
     """What libvirt is told of a bitmap of that name on these disks."""
     checkpoint = etree.Element("domaincheckpoint")
     etree.SubElement(checkpoint, "name").text = name
@@ -55,7 +76,7 @@ def checkpoint_xml(name: str, disks: Iterable[str]) -> str:
 
 def recall(domain: Any, disks: Iterable[str], since: BackupId) -> None:
     """libvirt knows of the bitmaps of that backup. Raises libvirtError."""
-    domain.checkpointCreateXML(checkpoint_xml(note_name(since), disks), _REDEFINE)
+    domain.checkpointCreateXML(_checkpoint_xml(note_name(since), disks), _REDEFINE)
 
 
 def forget(domain: Any) -> None:
@@ -76,7 +97,7 @@ def retire(domain: Any, keep: Collection[BackupId]) -> None:
             if is_note(name) and name not in kept:
                 old.setdefault(name, []).append(disk)
     for name, disks in sorted(old.items()):
-        checkpoint = domain.checkpointCreateXML(checkpoint_xml(name, disks), _REDEFINE)
+        checkpoint = domain.checkpointCreateXML(_checkpoint_xml(name, disks), _REDEFINE)
         try:
             checkpoint.delete(0)
         except libvirt.libvirtError:

@@ -1,8 +1,8 @@
 """Write what a VM's disks hold at one moment to a target, or what was written to them since the last backup.
 
-The QEMU of a running guest copies the disks as they are when it begins, while its guest goes on; libvirt calls it a
-backup job in push mode. Disks of a guest that is off are read by qemu-img, always whole. A backup that comes to nothing
-leaves neither files nor bitmaps; the bitmaps of the one before stay, for the next attempt.
+The QEMU of a running guest copies the disks as they are when it begins, while its guest goes on, or shows what was
+written to them. Disks of a guest that is off are read by qemu-img, always whole. A backup that comes to nothing leaves
+neither files nor bitmaps; the bitmaps of the one before stay, for the next attempt.
 """
 
 import errno
@@ -14,28 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
-from lxml import etree
 
 from hostagent import qemu_img
-from hostagent.backups import Place, check_header, disk_file, saved_disk
+from hostagent.backups import Place, aside_file, check_header, disk_file, saved_disk
+from hostagent.commands import _backup_job as job
 from hostagent.commands._chain import check, files_of, stack_named
 from hostagent.commands._domain import find, need, observe
 from hostagent.commands._freezing import Frozen, frozen, thaw
 from hostagent.commands._host import Host
-from hostagent.commands._noting import checkpoint_xml, forget, is_note, note_name, recall, retire, unnoted
+from hostagent.commands._noting import forget, granularity, is_note, note, note_name, recall, retire, unnoted
 from hostagent.commands._registry import handles
 from hostagent.contents import Disk
-from hostagent.hypervisor import Expired, Scope, Withdrawn
+from hostagent.hypervisor import Scope
 from hostagent.qcow2 import read_layer
 from hostagent.qemu_img import File
 from vmorch.core.backup import Manifest, Saved, SavedDisk
 from vmorch.core.errors import Rejected
-from vmorch.core.hostcommands import Done, Sample, TakeBackup
+from vmorch.core.hostcommands import Done, TakeBackup
 from vmorch.core.layers import Quality, chain
-
-_LOOK_EVERY = 0.1
-_ENDS_WITHIN = 30.0
-"""Seconds that QEMU has to end a job that it was told to end."""
 
 
 def _reached(command: TakeBackup, host: Host) -> bool:
@@ -49,7 +45,7 @@ def _follow(command: TakeBackup, host: Host, scope: Scope) -> None:
     if domain is None:
         return
     if domain.isActive():
-        _end(domain, place.draft(command.backup))
+        job.end(domain, place.draft(command.backup))
         if command.freeze is not None:
             thaw(domain)
     forget(domain)
@@ -65,7 +61,7 @@ def take_backup(command: TakeBackup, host: Host, scope: Scope) -> Done:
     if not active and command.freeze is not None:
         raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
     if active:
-        _end(domain, place.draft(command.backup))
+        job.end(domain, place.draft(command.backup))
     check(host, command, domain)
     scope.check()
     taking = _Taking(command, host, place, domain, scope)
@@ -94,27 +90,31 @@ class _Taking:
         self.quality: Quality = "off"
 
     def from_guest(self) -> Saved:
-        """Have QEMU write the files."""
-        command, domain = self.command, self.domain
+        """Have QEMU write whole disks, or write what it shows of them since the last backup."""
+        command, domain, draft = self.command, self.domain, self.draft
         retire(domain, () if self.since is None else (self.since,))
         why = command.full or self._footless()
         sizes = {name: self._virtual_size(name) for name in self.disks}
         for name, size in sizes.items():
-            qemu_img.create_empty(self._file(name), size)
-            self._file(name).chmod(0o600)
-        if not why and self.since is not None:
-            recall(domain, self.disks, self.since)
+            # QEMU copies into it, or puts aside what its guest overwrites
+            path = self._file(name) if why else draft / aside_file(name)
+            qemu_img.create_empty(path, size)
+            path.chmod(0o600)
+        # what is written before the backup begins is noted too many, and nothing too few
+        note(domain, sizes, command.backup)
         block = nullcontext() if command.freeze is None else frozen(domain, command.freeze, self.scope)
-        began = time.monotonic()
-        with block as held:
-            domain.backupBegin(
-                _backup_xml(self.draft, self.disks, None if why else self.since),
-                checkpoint_xml(note_name(command.backup), self.disks),
-                libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL,
-            )
-        self.held = held
-        self.quality = "crash-consistent" if held is None else "frozen"
-        _wait(domain, self.scope, self.draft, began)
+        if why or self.since is None:
+            with block as self.held:
+                began = time.monotonic()
+                job.push(domain, draft, self.disks)
+            job.outlast(domain, self.scope, draft, began)
+        else:
+            recall(domain, self.disks, self.since)
+            with block as self.held:
+                began = time.monotonic()
+                job.pull(domain, draft, self.disks, self.since)
+            job.fetch(domain, self.host, draft, sizes, self.scope, began)
+        self.quality = "crash-consistent" if self.held is None else "frozen"
         forget(domain)
         return self._saved(sizes, why)
 
@@ -128,8 +128,8 @@ class _Taking:
             qemu_img.flatten(source, self._file(name), self.scope)
             self._file(name).chmod(0o600)
             kept = () if self.since is None else (note_name(self.since),)
-            self._forget_in(source[0][0], lambda note, kept=kept: note not in kept)  # type: ignore[misc]
-            qemu_img.note_writes(source[0][0], note_name(command.backup))
+            self._forget_in(source[0][0], lambda name, kept=kept: name not in kept)  # type: ignore[misc]
+            qemu_img.note_writes(source[0][0], note_name(command.backup), granularity(sizes[name]))
         return self._saved(sizes, why)
 
     def finish(self, saved: Saved) -> None:
@@ -153,13 +153,13 @@ class _Taking:
         keep = () if self.since is None else (self.since,)
         with suppress(libvirt.libvirtError, Rejected, OSError):
             if self.host.link.is_alive() and self.domain.isActive():
-                _end(self.domain, self.draft)
+                job.end(self.domain, self.draft)
                 retire(self.domain, keep)
             elif self.host.link.is_alive():
                 forget(self.domain)
                 ours = note_name(self.command.backup)
                 for name in self.disks:
-                    self._forget_in(next(self._layers(name))[0], lambda note: note == ours)
+                    self._forget_in(next(self._layers(name))[0], lambda name: name == ours)
             self.place.drop(self.command.backup)
 
     def _footless(self) -> str:
@@ -216,61 +216,6 @@ class _Taking:
         return header.virtual_size
 
     def _forget_in(self, layer: Path, which: Callable[[str], bool]) -> None:
-        for note in qemu_img.noted(layer):
-            if is_note(note) and which(note):
-                qemu_img.forget_writes(layer, note)
-
-
-def _wait(domain: Any, scope: Scope, draft: Path, began: float) -> None:
-    """Wait for the end of the job. Raises Withdrawn, Expired once it was ended, Rejected `backup-failed`."""
-    try:
-        while (info := domain.jobInfo())[0] != libvirt.VIR_DOMAIN_JOB_NONE:
-            # of a job's figures these are the ones about disks
-            total, done, left = info[9:12]
-            elapsed = time.monotonic() - began
-            scope.tell(
-                Sample(elapsed=elapsed, total=total, sent=done, remaining=left, bandwidth=done / max(elapsed, 0.001))
-            )
-            scope.pause(_LOOK_EVERY)
-    except (Withdrawn, Expired):
-        _end(domain, draft)
-        raise
-    scope.tell(Sample(elapsed=time.monotonic() - began, remaining=0))
-    stats = domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
-    if stats.get("operation") != libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP or not stats.get("success"):
-        words = stats.get("errmsg", "the job ended without success")
-        code = "disk-full" if "No space left" in words else "backup-failed"
-        raise Rejected(code, words)
-
-
-def _end(domain: Any, draft: Path) -> None:
-    """No job of ours is at work on the domain. Raises Rejected `busy`, libvirtError."""
-    if not _is_ours(domain, draft):
-        return
-    ends = time.monotonic() + _ENDS_WITHIN
-    domain.abortJob()
-    while _is_ours(domain, draft):
-        if time.monotonic() >= ends:
-            raise Rejected("busy", "QEMU does not end the backup")
-        time.sleep(_LOOK_EVERY)
-
-
-def _is_ours(domain: Any, draft: Path) -> bool:
-    try:
-        return f"{draft}/" in domain.backupGetXMLDesc(0)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID):
-            return False
-        raise
-
-
-def _backup_xml(draft: Path, disks: list[str], since: Any) -> str:
-    backup = etree.Element("domainbackup", mode="push")
-    if since is not None:
-        etree.SubElement(backup, "incremental").text = note_name(since)
-    found = etree.SubElement(backup, "disks")
-    for name in disks:
-        disk = etree.SubElement(found, "disk", name=name, backup="yes", type="file")
-        etree.SubElement(disk, "driver", type="qcow2")
-        etree.SubElement(disk, "target", file=str(draft / disk_file(name)))
-    return etree.tostring(backup, encoding="unicode")
+        for name in qemu_img.noted(layer):
+            if is_note(name) and which(name):
+                qemu_img.forget_writes(layer, name)

@@ -112,6 +112,7 @@ def hypervisor_on(
     url: str,
     hooks: Path = Path("/nonexistent"),
     backups: Mapping[str, Path] | None = None,
+    qemu_dir: Path = Path("/nonexistent"),
 ) -> LibvirtHypervisor:
     """The agent's hypervisor for a lab host, emulating."""
 
@@ -119,5 +120,6 @@ def hypervisor_on(
         return {"x-host": f"signed {path}"}
 
     return LibvirtHypervisor(
-        uri, local, shared, None, "tcg", CLUSTER, lambda: url, headers, hooks_dir=hooks, backups=backups
-    )
+        uri, local, shared, None, "tcg", CLUSTER, lambda: url, headers, hooks_dir=hooks, backups=backups,
+        qemu_dir=qemu_dir,
+    )  # fmt: skip

@@ -61,7 +61,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ImageServer]:
 def hypervisor(host: Host, server: ImageServer, tmp_path: Path) -> Iterator[LibvirtHypervisor]:
     backups = host.local / "backups"
     backups.mkdir(exist_ok=True)
-    hypervisor = hypervisor_on(host.uri, host.local, host.shared, server.url, tmp_path, {"main": backups})
+    kept = host.directory / "lib/qemu"
+    hypervisor = hypervisor_on(host.uri, host.local, host.shared, server.url, tmp_path, {"main": backups}, kept)
     yield hypervisor
     hypervisor.close()
 
