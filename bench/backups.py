@@ -5,8 +5,8 @@
 Needs root: it makes a lab of its own with one real libvirt host and removes it. A small guest has a raw disk beside its
 own, of which it overwrites known places past its caches: so much in a row, so many blocks of 64 KiB here and there, and
 so many of 4 KiB. What it writes to its own disk each second is stopped, so that the bytes overwritten are the bytes
-dirtied; both disks are backed up. Counted is what all files of the backup take in their target. Exits with 1 if a backup
-takes more than PROMISED times what was overwritten, at the median.
+dirtied; both disks are backed up. Counted is what all files of the backup take in their target. Exits with 1 if a
+backup takes more than PROMISED times what was overwritten, at the median.
 """
 
 import argparse

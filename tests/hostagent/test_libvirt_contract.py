@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from uuid import uuid4
 
 import libvirt
 import libvirt_qemu
@@ -30,12 +31,13 @@ from hostagent.commands import take_snapshot
 from hostagent.commands._monitor import bitmaps_of, written_by
 from hostagent.commands._noting import note_name, recall
 from hostagent.domain_xml import Told
-from hostagent.hypervisor import Hypervisor
+from hostagent.hypervisor import Hypervisor, Withdrawn
+from hostagent.increment import PART
 from hostagent.layout import disk_file, draft_of
 from hostagent.libvirt_hypervisor import LibvirtHypervisor
 from hostagent.scope import OrderScope
 from vmorch.core.backup import Saved, Target
-from vmorch.core.hostcommands import Answer, Done, Failed, Memory, SaveGuest, TakeSnapshot, VerifyBackup
+from vmorch.core.hostcommands import Answer, Done, DropBackup, Failed, Memory, SaveGuest, TakeSnapshot, VerifyBackup
 from vmorch.core.ids import BackupId, VmId
 from vmorch.core.spec import ImagePin
 
@@ -418,10 +420,7 @@ class TestLibvirtBackups(Layers, BackupContract):
         def write(vm: VmId, disk: str, cluster: int, byte: int) -> None:
             with closing(libvirt.open(host.uri)) as connection:
                 domain = connection.lookupByUUIDString(vm)
-                device = f"/machine/peripheral/{Told(domain.XMLDesc(0)).aliases[disk]}/virtio-backend"
-                order = f'qemu-io -d {device} "write -P {byte} {cluster * CLUSTER_SIZE} {CLUSTER_SIZE}"'
-                said = libvirt_qemu.qemuMonitorCommand(domain, order, libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP)
-                assert not said.strip(), said
+                by_monitor(domain, disk, f"write -P {byte} {cluster * CLUSTER_SIZE} {CLUSTER_SIZE}")
 
         return write
 
@@ -490,6 +489,73 @@ class TestLibvirtBackups(Layers, BackupContract):
         assert third.kind == "incremental"
         assert restored(second, third)["vda"] == restored(second)["vda"] | {2: 3}
 
+    def test_scattered_small_writes_take_little_more_than_their_own_bytes(
+        self, hypervisor: Hypervisor, record: Record, target: Target, host: Host, guest_writes: Write
+    ) -> None:
+        guest_writes(record.vm, "vda", 3, 9)
+        first = self.take(hypervisor, record, target)
+        parts = {each * 5 * CLUSTER_SIZE + each % 16 * PART: each for each in range(1, 65)}
+        with closing(libvirt.open(host.uri)) as connection:
+            domain = connection.lookupByUUIDString(record.vm)
+            for at, byte in parts.items():
+                by_monitor(domain, "vda", f"write -P {byte} {at} {PART}")
+        second = self.take(hypervisor, record, target, first)
+        assert second.kind == "incremental"
+        taken = {disk.name: disk.bytes // PART for disk in second.disks}
+        # a header and two tables of what is used; and two of what is where, but nothing was written to vdb
+        assert taken == {"vda": len(parts) + 5, "vdb": 3}
+        self.do(hypervisor, VerifyBackup(target=target, chain=(first, second)))
+        vm = VmId(str(uuid4()))
+        self.do(hypervisor, self.restoring(vm, target, (first, second), "vda"))
+        found = host.local / "vmorch/vms" / vm / "vda.qcow2"
+        reads = [word for at, byte in parts.items() for word in ("-c", f"read -P {byte} {at} {PART}")]
+        qemu_io("-r", "-f", "qcow2", *reads, "-c", f"read -P 9 {3 * CLUSTER_SIZE} {CLUSTER_SIZE}", found)
+        self.cleared(hypervisor, vm)
+
+    @pytest.mark.parametrize("what", ["withdrawn", "power lost", "guest off"])
+    def test_what_is_broken_off_while_it_is_read_leaves_nothing(
+        self, hypervisor: Hypervisor, record: Record, target: Target, host: Host, guest_writes: Write,
+        restored: Restore, kept: Callable[[], Collection[str]], what: str,
+    ) -> None:  # fmt: skip
+        first = self.take(hypervisor, record, target)
+        guest_writes(record.vm, "vda", 0, 1)
+        before, order = set(kept()), self.order(record, target, first)
+        begun = host.local / "backups" / draft_of(order.backup) / "vda.qcow2"
+
+        class Breaking(OrderScope):
+            broken = False
+
+            def check(self) -> None:
+                if begun.exists() and not self.broken:
+                    self.broken = True
+                    if what == "withdrawn":
+                        self.withdraw()
+                    elif what == "power lost":
+                        [process] = qemus(record.vm)
+                        os.kill(process, signal.SIGKILL)
+                    else:
+                        with closing(libvirt.open(host.uri)) as connection:
+                            connection.lookupByUUIDString(record.vm).destroy()
+                super().check()
+
+        breaking = Breaking(time.monotonic, time.monotonic() + 60)
+        if what == "withdrawn":
+            with pytest.raises(Withdrawn):
+                hypervisor.execute(order, breaking)
+        else:
+            answer = hypervisor.execute(order, breaking)
+            assert isinstance(answer, Failed)
+            assert answer.code == "backup-failed"
+            self.do(hypervisor, DropBackup(target=target, backup=order.backup))
+            self.start(hypervisor, record)
+        assert breaking.broken
+        assert set(kept()) == before
+        guest_writes(record.vm, "vda", 1, 2)
+        second = self.take(hypervisor, record, target, first)
+        assert second.kind == ("full" if what == "power lost" else "incremental")
+        chain = (second,) if second.kind == "full" else (first, second)
+        assert restored(*chain)["vda"] == {0: 1, 1: 2}
+
     def test_nobody_else_can_read_a_backup(
         self, hypervisor: Hypervisor, record: Record, target: Target, host: Host
     ) -> None:
@@ -522,6 +588,14 @@ def qemus(vm: VmId) -> list[int]:
             if words[0].endswith("qemu-system-x86_64") and any(vm in word for word in words):
                 found.append(int(process.name))
     return found
+
+
+def by_monitor(domain: Any, disk: str, order: str) -> None:
+    """Have QEMU do to a guest's disk what the guest could do."""
+    device = f"/machine/peripheral/{Told(domain.XMLDesc(0)).aliases[disk]}/virtio-backend"
+    flags = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+    said = libvirt_qemu.qemuMonitorCommand(domain, f'qemu-io -d {device} "{order}"', flags)
+    assert not said.strip(), said
 
 
 def qemu_io(*words: str | Path) -> None:

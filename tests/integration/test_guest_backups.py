@@ -144,15 +144,15 @@ def _flip(file: Path) -> None:
     file.write_bytes(data)
 
 
-def test_what_is_broken_off_in_the_middle_leaves_nothing_and_the_next_one_is_right(kept: Kept) -> None:
-    piece = "dd if=/dev/urandom of=/tmp/piece bs=1M count=4 2>/dev/null"
-    for begin in range(64, 224, 40):
-        pieces = f"for each in $(seq {begin} 4 {begin + 36}); do dd if=/tmp/piece of=/dev/vdb bs=1M seek=$each"
-        kept.shell(f"{piece}; {pieces} conv=notrunc 2>/dev/null; done; rm /tmp/piece; sync")
+@pytest.mark.parametrize("full", [True, False])
+def test_what_is_broken_off_in_the_middle_leaves_nothing_and_the_next_one_is_right(kept: Kept, full: bool) -> None:
+    _fill(kept)
     last = take(kept, "begin")["name"]
     for what in ("agent", "libvirtd", "libvirtd-at-once", "cancel"):
+        if not full:
+            _fill(kept)
         state = kept.write(f"before {what}")
-        _break_off(kept, what, f"broken-{what}")
+        _break_off(kept, what, f"broken-{what}", full=full)
         last = f"broken-{what}" if f"broken-{what}" in {each["name"] for each in backups(kept)} else last
         following = take(kept, f"after-{what}")
         assert (following["kind"], following["parent"]) == ("incremental", last)
@@ -160,10 +160,18 @@ def test_what_is_broken_off_in_the_middle_leaves_nothing_and_the_next_one_is_rig
     restored(kept, {last: state})
 
 
-def _break_off(kept: Kept, what: str, name: str) -> None:
-    """Begin a full backup, and break it off while QEMU is writing it."""
+def _fill(kept: Kept) -> None:
+    """Have the guest write to so much of a disk that a backup of it takes a while."""
+    piece = "dd if=/dev/urandom of=/tmp/piece bs=1M count=4 2>/dev/null"
+    for begin in range(64, 224, 40):
+        pieces = f"for each in $(seq {begin} 4 {begin + 36}); do dd if=/tmp/piece of=/dev/vdb bs=1M seek=$each"
+        kept.shell(f"{piece}; {pieces} conv=notrunc 2>/dev/null; done; rm /tmp/piece; sync")
+
+
+def _break_off(kept: Kept, what: str, name: str, *, full: bool) -> None:
+    """Begin a backup, and break it off while it is being written."""
     site, host = kept.site, kept.site.host(kept.host)
-    asked = site.api.change(f"/v1/vms/{kept.vm}/backup", {"name": name, "full": True})["operation"]
+    asked = site.api.change(f"/v1/vms/{kept.vm}/backup", {"name": name, "full": full})["operation"]
     draft = directory(kept) / f".{asked}.new"
 
     def begun() -> bool:
