@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from contract import scope
 
+from hostagent import qemu_img
 from hostagent.contents import BLOCK, Disk
 from hostagent.hypervisor import Withdrawn
+from hostagent.increment import PART, Increment
 from hostagent.qemu_img import File
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-io") is None, reason="qemu-io is not installed")
@@ -70,6 +72,33 @@ def test_from_the_one_before_and_what_changed_follows_the_one_after(tmp_path: Pa
             now = after.changed(before, now)  # type: ignore[arg-type]
         chain.insert(0, above)
         assert now == figure(*chain)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_changed_may_be_parts_of_blocks(tmp_path: Path, seed: int) -> None:
+    chance = random.Random(seed)
+    chain = [made(tmp_path / "0", ("data", 0, SIZE // 2, 5))]
+    now = figure(*chain)
+    for number in range(1, 4):
+        path = tmp_path / str(number)
+        with path.open("xb") as file:
+            increment = Increment(file, SIZE)
+            for part in sorted(chance.sample(range(SIZE // PART), chance.randrange(60))):
+                increment.add(part * PART, bytes([chance.choice((0, 1, number))]) * PART)
+            increment.finish()
+        above: File = (path, "qcow2")
+        with Disk([above, *chain], SIZE, scope()) as after, Disk(chain, SIZE, scope()) as before:
+            now = after.changed(before, now)  # type: ignore[arg-type]
+        chain.insert(0, above)
+        assert now == figure(*chain)
+
+
+def test_a_disk_in_many_pieces_is_asked_about_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = made(tmp_path / "one", *(("data", 2 * each * BLOCK, BLOCK, 1 + each) for each in range(SIZE // BLOCK // 2)))
+    whole = list(qemu_img.extents([file], SIZE, scope()))
+    monkeypatch.setattr(qemu_img, "_MOST_SAID", 4096)
+    parts = list(qemu_img.extents([file], SIZE, scope()))
+    assert parts == whole
 
 
 def test_a_file_is_never_led_elsewhere_by_its_header(tmp_path: Path) -> None:
