@@ -82,10 +82,14 @@ class Place:
 
     def begin(self, backup: BackupId) -> Path:
         """An empty directory for a new backup."""
+        self.clear(backup)
         draft = self.draft(backup)
-        _remove(draft)
         draft.mkdir(mode=0o711)
         return draft
+
+    def clear(self, backup: BackupId) -> None:
+        """Nothing is left of a new backup that was not finished. Raises Rejected `not-ours`."""
+        _remove(self.draft(backup))
 
     def finish(self, backup: BackupId, manifest: Manifest) -> None:
         """What was written to the draft is the backup from now on, also after a power cut."""

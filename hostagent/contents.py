@@ -21,7 +21,7 @@ from vmorch.core.errors import Rejected
 from vmorch.core.ids import Digest
 
 BLOCK = 64 * 1024
-"""Bytes; QEMU allocates files in pieces of this size."""
+"""Bytes."""
 _ZEROS = bytes(BLOCK)
 _CHUNK = 1024 * 1024
 

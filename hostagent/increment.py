@@ -39,7 +39,7 @@ class Increment:
     def add(self, start: int, data: bytes | bytearray) -> None:
         """The disk holds `data` from `start` on."""
         if len(data) % PART:
-            data += bytes(PART - len(data) % PART)
+            data = data + bytes(PART - len(data) % PART)
         for at, length, zeros in _runs(start, data):
             cluster, within = divmod(at, _CLUSTER)
             self._enter(cluster)

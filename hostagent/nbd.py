@@ -6,6 +6,7 @@ distribution's own Python and cannot be installed beside an agent. What the othe
 have got the better of its QEMU.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hostagent.hypervisor import Scope
+from hostagent.layout import opened
 from vmorch.core.errors import Rejected
 
 CHUNK = 1024 * 1024
@@ -37,11 +39,13 @@ _HELLO, _HAVE_OPTION, _OF_OPTION, _OF_REQUEST, _ASK = (
 )  # fmt: skip
 _FIXED_NEWSTYLE = 1
 _GO, _STRUCTURED, _SET_CONTEXT = 7, 8, 10
-_ACKNOWLEDGED, _CONTEXT, _REFUSED = 1, 4, 1 << 31
+_ACKNOWLEDGED, _INFO, _CONTEXT, _REFUSED = 1, 3, 4, 1 << 31
+_OF_EXPORT = b"\0\0"
 _READ, _DISCONNECT, _BLOCK_STATUS = 0, 2, 7
 _LAST = 1
 _NOTHING, _DATA, _HOLE, _STATUS, _ERROR = 0, 1, 2, 5, 1 << 15
 _DIRTY = 1
+_SECTOR = 512
 
 
 class Stretch(NamedTuple):
@@ -146,17 +150,19 @@ class Export(AbstractContextManager["Export"]):
                 found = list(_EXTENT.iter_unpack(extents))
             elif kind != _NOTHING:
                 raise _nonsense(f"an answer of kind {kind}")
-        if not found or not all(length for length, _ in found):
-            raise _nonsense("extents of nothing")
+        if not found or not all(length and length % _SECTOR == 0 for length, _ in found):
+            raise _nonsense("extents of less than a sector")
         return found
 
     def _connect(self, directory: Path, server: str) -> None:
-        # the name of a socket may have 107 bytes only, and no link leads anywhere else
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        descriptor = os.open(directory, flags)
+        # a link, which its QEMU could make, must not lead to another guest's, and a name may have 107 bytes only
+        with opened(directory) as within:
+            if within is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
+            descriptor = os.open(server, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=within)
         try:
             self._socket.settimeout(_LOOK_EVERY)
-            self._socket.connect(f"/proc/self/fd/{descriptor}/{server}")
+            self._socket.connect(f"/proc/self/fd/{descriptor}")
         finally:
             os.close(descriptor)
 
@@ -172,7 +178,9 @@ class Export(AbstractContextManager["Export"]):
         found = [data for kind, data in told if kind == _CONTEXT and data[4:] == context]
         if len(found) != 1:
             raise _nonsense("no bitmap")
-        self._choose(_GO, named + b"\0\0")
+        if [int.from_bytes(data[2:10], "big") for kind, data in self._choose(_GO, named + b"\0\0")
+            if kind == _INFO and data[:2] == _OF_EXPORT] != [self._size]:
+            raise Rejected("backup-failed", f"QEMU exports a disk that has not {self._size} bytes")
         return int.from_bytes(found[0][:4], "big")
 
     def _choose(self, option: int, data: bytes) -> list[tuple[int, bytes]]:
@@ -205,8 +213,8 @@ class Export(AbstractContextManager["Export"]):
         flags, kind, handle, length = _ANSWER.unpack(self._receive(_ANSWER.size))
         if kind & _ERROR:
             words = self._receive(min(length, _MOST_OPTION))
-            why = _text(words[6:]) or os.strerror(int.from_bytes(words[:4], "big"))
-            raise Rejected("backup-failed", f"QEMU cannot read the disk: {why}")
+            code, text = int.from_bytes(words[:4], "big"), words[6 : 6 + int.from_bytes(words[4:6], "big")]
+            raise Rejected("backup-failed", f"QEMU cannot read the disk: {_text(text) or f'error {code}'}")
         return flags, kind, handle, length
 
     def _receive(self, size: int) -> bytes:

@@ -2,20 +2,24 @@
 
 For a whole copy QEMU itself writes the files of the backup (push mode). What was written since the last one it exports,
 with the disks as they were when the job began (pull mode), because it would copy 64 KiB for every 4 KiB; what its guest
-overwrites meanwhile it puts aside in files beside those of the backup.
+overwrites meanwhile it puts aside in files beside those of the backup. Such a job goes on until it is ended.
 """
 
 import os
+import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import libvirt
+import structlog
 from lxml import etree
 
 from hostagent.backups import aside_file, disk_file
+from hostagent.commands._aside import Call
 from hostagent.commands._host import Host
+from hostagent.commands._monitor import copies_under_way, outcome
 from hostagent.commands._noting import note_name
 from hostagent.hypervisor import Expired, Scope, Withdrawn
 from hostagent.increment import PART, Increment
@@ -29,6 +33,10 @@ _LOOK_EVERY = 0.1
 _ENDS_WITHIN = 30.0
 """Seconds that QEMU has to end a job that it was told to end."""
 _SERVER, _WRITTEN = "vmorch-backup.sock", "written"
+_IN_A_DRAFT = re.compile(r"/\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.new/vd[a-z]\.(qcow2|aside)")
+_HALTED = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
+
+_log = structlog.get_logger(__name__)
 
 
 def push(domain: Any, draft: Path, disks: Iterable[str]) -> None:
@@ -46,7 +54,7 @@ def pull(domain: Any, draft: Path, disks: Iterable[str], since: BackupId) -> Non
     _begin(domain, backup)
 
 
-def outlast(domain: Any, scope: Scope, draft: Path, began: float) -> None:
+def outlast(domain: Any, scope: Scope, began: float) -> None:
     """Wait until QEMU has copied everything. Raises Withdrawn, Expired once it was ended, Rejected `backup-failed`."""
     try:
         while (info := domain.jobInfo())[0] != libvirt.VIR_DOMAIN_JOB_NONE:
@@ -55,8 +63,9 @@ def outlast(domain: Any, scope: Scope, draft: Path, began: float) -> None:
             _tell(scope, began, total, done, left)
             scope.pause(_LOOK_EVERY)
     except (Withdrawn, Expired):
-        end(domain, draft)
+        end(domain)
         raise
+    _go_on(domain)
     scope.tell(Sample(elapsed=time.monotonic() - began, remaining=0))
     stats = domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
     if stats.get("operation") != libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP or not stats.get("success"):
@@ -67,48 +76,62 @@ def outlast(domain: Any, scope: Scope, draft: Path, began: float) -> None:
 
 def fetch(domain: Any, host: Host, draft: Path, sizes: Mapping[str, int], scope: Scope, began: float) -> None:
     """Write what QEMU exports to the files of the backup, and end the job. Raises Rejected, libvirtError, OSError,
-    Withdrawn, Expired, and leaves the job and what is put aside to whoever drops the draft."""
+    Withdrawn, Expired; the job is then at work, and what is put aside is there."""
     directory = host.qemu_dir / _directory(domain)
 
     def export(disk: str) -> Export:
         return Export(directory, _SERVER, disk, _WRITTEN, sizes[disk], scope)
 
-    written = {}
+    total, done, told = 0, 0, began
     for disk in sizes:
         with export(disk) as exported:
-            written[disk] = [_checked(each, sizes[disk]) for each in exported.written()]
-    total, done, told = sum(each.length for stretches in written.values() for each in stretches), 0, began
-    for disk, stretches in written.items():
-        with export(disk) as exported, open(draft / disk_file(disk), "xb", opener=_private) as file:
-            increment = Increment(file, sizes[disk])
-            for start, data in exported.read(stretches):
-                increment.add(start, data)
+            total += sum(each.length for each in exported.written())
+    for disk, size in sizes.items():
+        path = draft / disk_file(disk)
+        # there may be more stretches than one would keep in memory
+        with export(disk) as noted, export(disk) as exported, open(path, "xb", opener=_private) as file:
+            increment = Increment(file, size)
+            for start, data in exported.read(_checked(noted.written(), size)):
                 done += len(data)
+                increment.add(start, data)
                 if time.monotonic() >= told + _LOOK_EVERY:
                     told = time.monotonic()
                     _tell(scope, began, total, done, total - done)
             increment.finish()
     scope.tell(Sample(elapsed=time.monotonic() - began, total=total, sent=done, remaining=0))
-    end(domain, draft)
+    if copies_under_way(domain) < len(sizes):
+        # whoever ended it had the rest read as it is now
+        raise Rejected("backup-failed", "the job was ended by somebody else")
+    end(domain)
     for disk in sizes:
         (draft / aside_file(disk)).unlink()
 
 
-def end(domain: Any, draft: Path) -> None:
-    """No job of ours is at work on the domain. Raises Rejected `busy`, libvirtError."""
-    if not _is_ours(domain, draft):
+def end(domain: Any) -> None:
+    """No backup of ours is under way, and a guest runs on that was halted because what it overwrote could not be put
+    aside. Raises Rejected `busy`, libvirtError."""
+    if not _is_ours(domain):
         return
     ends = time.monotonic() + _ENDS_WITHIN
-    domain.abortJob()
-    while _is_ours(domain, draft):
+    outcome(Call(domain.abortJob))
+    while _is_ours(domain):
         if time.monotonic() >= ends:
             raise Rejected("busy", "QEMU does not end the backup")
         time.sleep(_LOOK_EVERY)
+    _go_on(domain)
 
 
-def _is_ours(domain: Any, draft: Path) -> bool:
+def _go_on(domain: Any) -> None:
+    """A guest that was halted by an error of writing tries again. Raises libvirtError."""
+    if domain.isActive() and tuple(domain.state()) == _HALTED:
+        _log.warning("a guest was halted while it was backed up, and goes on", vm=domain.name())
+        domain.resume()
+
+
+def _is_ours(domain: Any) -> bool:
+    """Whether a backup is under way that is written to a draft of ours: a VM has one order at a time."""
     try:
-        return f"{draft}/" in domain.backupGetXMLDesc(0)
+        return _IN_A_DRAFT.search(domain.backupGetXMLDesc(0)) is not None
     except libvirt.libvirtError as error:
         if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID):
             return False
@@ -136,16 +159,17 @@ def _xml(mode: str, draft: Path, disks: Iterable[str]) -> Any:
 
 
 def _directory(domain: Any) -> str:
-    """What libvirt calls its directory for the running domain: nobody but the guest's QEMU and root gets into it, its
-    AppArmor profile lets QEMU open a socket there, and it goes when the guest goes."""
+    """What libvirt calls its directory for the running domain: only root and QEMU's user get into it, QEMU may open
+    sockets there under libvirt's AppArmor profile, and it goes when the guest goes."""
     return f"domain-{domain.ID()}-{domain.name()[:20]}"
 
 
-def _checked(stretch: Stretch, size: int) -> Stretch:
-    ends = stretch.start + stretch.length
-    if stretch.start % PART or (ends % PART and ends != size):
-        raise Rejected("backup-failed", f"QEMU notes writes in parts of less than {PART} bytes")
-    return stretch
+def _checked(stretches: Iterable[Stretch], size: int) -> Iterator[Stretch]:
+    for stretch in stretches:
+        ends = stretch.start + stretch.length
+        if stretch.start % PART or (ends % PART and ends != size):
+            raise Rejected("backup-failed", f"QEMU notes writes in parts of less than {PART} bytes")
+        yield stretch
 
 
 def _private(path: str, flags: int) -> int:

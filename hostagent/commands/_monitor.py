@@ -97,6 +97,7 @@ class _Nodes(msgspec.Struct):
 class _Job(msgspec.Struct):
     id: str
     status: str
+    type: str = ""
 
 
 class _Jobs(msgspec.Struct):
@@ -149,7 +150,7 @@ def ask_used(domain: Any, disks: Iterable[str]) -> Asked:
     call = Call(ask)
 
     def used(told: Told) -> Used:
-        said, at_work = _outcome(call)
+        said, at_work = outcome(call)
         names, found = {alias: name for name, alias in told.aliases.items() if alias}, dict[str, Written]()
         for block in _understood(said, "query-block", _Blocks).blocks:
             # such as /machine/peripheral/virtio-disk0/virtio-backend
@@ -176,6 +177,12 @@ def note_writes(domain: Any, node: str, name: str, granularity: int) -> None:
     refused = _ask(domain, "block-dirty-bitmap-add", _Accepted, **arguments).error
     if refused is not None:
         raise Rejected("libvirt-refused", f"QEMU does not note where the guest writes: {refused.words}")
+
+
+def copies_under_way(domain: Any) -> int:
+    """Of how many disks QEMU keeps what they held when their backup began. Raises Rejected `busy`, libvirtError."""
+    jobs = _ask(domain, "query-jobs", _Jobs).jobs
+    return sum(each.type == "backup" and each.status == "running" for each in jobs)
 
 
 def take_back(domain: Any, disk: str, top: Path, below: Path) -> bool:
@@ -230,7 +237,7 @@ def has_open(domain: Any, file: Path) -> bool:
 
 def has_job(domain: Any, disk: str) -> bool:
     """Whether libvirt has a block job on the disk of an active domain. Raises Rejected `busy`, libvirtError."""
-    return bool(_outcome(Call(lambda: domain.blockJobInfo(disk, 0))))
+    return bool(outcome(Call(lambda: domain.blockJobInfo(disk, 0))))
 
 
 def take_out(domain: Any, file: Path, within: float, check: Callable[[], None]) -> None:
@@ -295,7 +302,7 @@ def _files(image: Image | None) -> Iterator[str]:
 
 def _ask(domain: Any, command: str, shape: Any, **arguments: Any) -> Any:
     """QEMU's answer. libvirt serves one question of a domain at a time, so a QEMU that hangs could hang the asker."""
-    said = _outcome(Call(lambda: _order(domain, command, **arguments)))
+    said = outcome(Call(lambda: _order(domain, command, **arguments)))
     return None if shape is msgspec.Raw else _understood(said, command, shape)
 
 
@@ -311,7 +318,7 @@ def _understood(said: str, command: str, shape: Any) -> Any:
         raise Rejected("libvirt-refused", f"QEMU's answer to {command} is not understood: {error}") from error
 
 
-def _outcome(call: Call) -> Any:
+def outcome(call: Call) -> Any:
     """What a call to libvirt that needs QEMU gave. Raises Rejected `busy` if it takes too long, libvirtError."""
     if not call.over.wait(ANSWER_SECONDS):
         raise Rejected("busy", "QEMU does not answer")

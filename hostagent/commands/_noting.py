@@ -1,4 +1,4 @@
-"""Have libvirt note where a guest writes, from one backup to the next, and find out whether nothing was missed.
+"""Have QEMU note where its guest writes, from one backup to the next, and find out whether nothing was missed.
 
 What is noted is kept by QEMU in the layers themselves, as a bitmap under our name for the backup. libvirt's own record
 of it (a checkpoint) is lost when a guest moves and hinders much, so it is made only for the length of a call. Whether
@@ -17,7 +17,7 @@ from vmorch.core.ids import BackupId
 
 _PREFIX = "vmorch-"
 _FINEST, _MOST_BLOCKS = 4096, 2**28
-"""Bytes of a block at the least, and how many blocks of a disk are noted at the most: in 32 MiB of memory."""
+"""Bytes of a block at the least, and how many blocks of a disk are noted at the most: a bitmap takes 32 MiB."""
 _REDEFINE = libvirt.VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE
 _RECORD = libvirt.VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY
 

@@ -22,10 +22,11 @@ from hostagent.commands._chain import check, files_of, stack_named
 from hostagent.commands._domain import find, need, observe
 from hostagent.commands._freezing import Frozen, frozen, thaw
 from hostagent.commands._host import Host
+from hostagent.commands._monitor import written_by
 from hostagent.commands._noting import forget, granularity, is_note, note, note_name, recall, retire, unnoted
 from hostagent.commands._registry import handles
 from hostagent.contents import Disk
-from hostagent.hypervisor import Scope
+from hostagent.hypervisor import HypervisorLost, Scope
 from hostagent.qcow2 import read_layer
 from hostagent.qemu_img import File
 from vmorch.core.backup import Manifest, Saved, SavedDisk
@@ -41,11 +42,15 @@ def _reached(command: TakeBackup, host: Host) -> bool:
 
 def _follow(command: TakeBackup, host: Host, scope: Scope) -> None:
     """A job that nobody waits for is ended: what it had written is of no use without the rest."""
-    domain, place = find(host, command.vm), host.targets.place(command.target)
+    domain = find(host, command.vm)
     if domain is None:
         return
     if domain.isActive():
-        job.end(domain, place.draft(command.backup))
+        # a call of an agent that died and comes later finds no files, one that is under way is over after the question
+        with suppress(Rejected, OSError):
+            host.targets.place(command.target).clear(command.backup)
+        written_by(domain)
+        job.end(domain)
         if command.freeze is not None:
             thaw(domain)
     forget(domain)
@@ -61,7 +66,7 @@ def take_backup(command: TakeBackup, host: Host, scope: Scope) -> Done:
     if not active and command.freeze is not None:
         raise Rejected("freeze-failed", "the domain is off: it has no file systems to hold at rest")
     if active:
-        job.end(domain, place.draft(command.backup))
+        job.end(domain)
     check(host, command, domain)
     scope.check()
     taking = _Taking(command, host, place, domain, scope)
@@ -107,7 +112,7 @@ class _Taking:
             with block as self.held:
                 began = time.monotonic()
                 job.push(domain, draft, self.disks)
-            job.outlast(domain, self.scope, draft, began)
+            job.outlast(domain, self.scope, began)
         else:
             recall(domain, self.disks, self.since)
             with block as self.held:
@@ -149,18 +154,42 @@ class _Taking:
         self.place.finish(command.backup, manifest)
 
     def undo(self) -> None:
-        """Nothing is left of it, as far as that can be done now; whoever tries again does the rest."""
-        keep = () if self.since is None else (self.since,)
+        """Nothing is left of it, as far as that can be done now; whoever tries again does the rest. Raises
+        HypervisorLost if a job of it may go on, which nobody would end."""
+        ended = self._is_over()
         with suppress(libvirt.libvirtError, Rejected, OSError):
-            if self.host.link.is_alive() and self.domain.isActive():
-                job.end(self.domain, self.draft)
-                retire(self.domain, keep)
-            elif self.host.link.is_alive():
-                forget(self.domain)
-                ours = note_name(self.command.backup)
-                for name in self.disks:
-                    self._forget_in(next(self._layers(name))[0], lambda name: name == ours)
+            self._unnote()
+        with suppress(Rejected, OSError):
             self.place.drop(self.command.backup)
+        if not ended:
+            raise HypervisorLost("it is not known whether QEMU goes on with the backup")
+
+    def _is_over(self) -> bool:
+        """Whether no job of it goes on."""
+        try:
+            if self.host.link.is_alive() and self.domain.isActive():
+                job.end(self.domain)
+        except (libvirt.libvirtError, Rejected):
+            with suppress(libvirt.libvirtError):
+                return self.host.link.is_alive() and not self.domain.isActive()
+        return self.host.link.is_alive()
+
+    def _unnote(self) -> None:
+        """It is not noted any more what is written since this backup."""
+        if not self.host.link.is_alive():
+            return
+        if self.domain.isActive():
+            try:
+                retire(self.domain, () if self.since is None else (self.since,))
+            except (libvirt.libvirtError, Rejected):
+                if self.domain.isActive():
+                    raise
+            else:
+                return
+        forget(self.domain)
+        ours = note_name(self.command.backup)
+        for disk in self.disks:
+            self._forget_in(next(self._layers(disk))[0], lambda name: name == ours)
 
     def _footless(self) -> str:
         if self.since is None:
@@ -180,7 +209,7 @@ class _Taking:
 
     def _disk(self, name: str, size: int, *, alone: bool) -> SavedDisk:
         path = self._file(name)
-        # QEMU wrote it, and its guest may have got the better of that
+        # QEMU may have written it, and its guest may have got the better of that
         check_header(path, size)
         below = [] if alone else self.place.chain(self.command.chain, name)
         with Disk([(path, "qcow2"), *below], size, self.scope) as now:

@@ -27,17 +27,17 @@ from msgspec.structs import replace
 from volume_contract import VolumeContract, new_id
 
 from deploy.lab.host import Host
-from hostagent.commands import take_snapshot
+from hostagent.commands import take_backup, take_snapshot
 from hostagent.commands._monitor import bitmaps_of, written_by
 from hostagent.commands._noting import note_name, recall
 from hostagent.domain_xml import Told
 from hostagent.hypervisor import Hypervisor, Withdrawn
-from hostagent.increment import PART
+from hostagent.increment import PART, Increment
 from hostagent.layout import disk_file, draft_of
 from hostagent.libvirt_hypervisor import LibvirtHypervisor
 from hostagent.scope import OrderScope
 from vmorch.core.backup import Saved, Target
-from vmorch.core.hostcommands import Answer, Done, DropBackup, Failed, Memory, SaveGuest, TakeSnapshot, VerifyBackup
+from vmorch.core.hostcommands import Answer, Done, Failed, Memory, SaveGuest, TakeSnapshot, VerifyBackup
 from vmorch.core.ids import BackupId, VmId
 from vmorch.core.spec import ImagePin
 
@@ -448,8 +448,7 @@ class TestLibvirtBackups(Layers, BackupContract):
         with closing(libvirt.open(host.uri)) as connection:
             domain = connection.lookupByUUIDString(record.vm)
             assert not domain.listAllCheckpoints()
-            found = {each.name for layers in bitmaps_of(domain).values() for layer in layers for each in layer}
-        assert found == {note_name(each.backup) for each in chain[-2:]}
+        assert noted(host, record.vm) == {note_name(each.backup) for each in chain[-2:]}
 
     def test_a_guest_that_went_off_in_the_middle_leaves_nothing_in_libvirts_books(
         self, hypervisor: Hypervisor, record: Record, target: Target, host: Host
@@ -546,15 +545,116 @@ class TestLibvirtBackups(Layers, BackupContract):
             answer = hypervisor.execute(order, breaking)
             assert isinstance(answer, Failed)
             assert answer.code == "backup-failed"
-            self.do(hypervisor, DropBackup(target=target, backup=order.backup))
-            self.start(hypervisor, record)
         assert breaking.broken
         assert set(kept()) == before
+        with closing(libvirt.open(host.uri)) as connection:
+            assert not connection.lookupByUUIDString(record.vm).listAllCheckpoints()
+        if what != "withdrawn":
+            self.start(hypervisor, record)
+        # what a QEMU noted that is killed is not on the disk
+        assert noted(host, record.vm) == (set() if what == "power lost" else {note_name(first.backup)})
         guest_writes(record.vm, "vda", 1, 2)
         second = self.take(hypervisor, record, target, first)
         assert second.kind == ("full" if what == "power lost" else "incremental")
         chain = (second,) if second.kind == "full" else (first, second)
         assert restored(*chain)["vda"] == {0: 1, 1: 2}
+
+    def test_what_the_guest_overwrites_while_it_is_read_is_in_the_next_one(
+        self, hypervisor: Hypervisor, record: Record, target: Target, host: Host, guest_writes: Write,
+        restored: Restore,
+    ) -> None:  # fmt: skip
+        first = self.take(hypervisor, record, target)
+        for cluster in (0, 1, 3):
+            guest_writes(record.vm, "vda", cluster, 10 + cluster)
+            guest_writes(record.vm, "vdb", cluster, 20 + cluster)
+        order = self.order(record, target, first)
+        begun = host.local / "backups" / draft_of(order.backup) / "vda.qcow2"
+
+        class Busy(OrderScope):
+            wrote = False
+
+            def check(self) -> None:
+                if begun.exists() and not self.wrote:
+                    self.wrote = True
+                    for cluster in range(4):
+                        guest_writes(record.vm, "vda", cluster, 30 + cluster)
+                        guest_writes(record.vm, "vdb", cluster, 40 + cluster)
+                super().check()
+
+        busy = Busy(time.monotonic, time.monotonic() + 60)
+        answer = hypervisor.execute(order, busy)
+        assert busy.wrote
+        assert isinstance(answer, Done)
+        second = answer.saved
+        assert second is not None
+        assert second.kind == "incremental"
+        third = self.take(hypervisor, record, target, first, second)
+        assert restored(first, second) == {"vda": {0: 10, 1: 11, 3: 13}, "vdb": {0: 20, 1: 21, 3: 23}}
+        assert restored(first, second, third) == {
+            "vda": {each: 30 + each for each in range(4)},
+            "vdb": {each: 40 + each for each in range(4)},
+        }
+
+    @pytest.mark.parametrize("mounted", [True, False])
+    def test_a_job_that_an_agent_left_is_ended_by_its_successor(
+        self, hypervisor: Hypervisor, record: Record, target: Target, host: Host, mounted: bool
+    ) -> None:
+        first = self.take(hypervisor, record, target)
+        order = self.order(record, target, first)
+
+        class Died(BaseException):
+            """Nothing of the agent runs any more."""
+
+        begun = host.local / "backups" / draft_of(order.backup) / "vda.qcow2"
+        with closing(libvirt.open(host.uri)) as connection:
+            domain = connection.lookupByUUIDString(record.vm)
+
+            def die(*_: object) -> None:
+                raise Died
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(take_backup._Taking, "undo", die)
+                patch.setattr("hostagent.commands._backup_job.Export.read", die)
+                with pytest.raises(Died):
+                    hypervisor.execute(order, scope())
+            assert begun.parent.name in domain.backupGetXMLDesc(0)
+            away = begun.parent.parent.with_name("away")
+            if not mounted:
+                begun.parent.parent.rename(away)
+            answer = hypervisor.resolve(order, scope())
+            assert isinstance(answer, Failed)
+            assert answer.code == "interrupted"
+            with pytest.raises(libvirt.libvirtError):
+                domain.backupGetXMLDesc(0)
+            assert not domain.listAllCheckpoints()
+            if not mounted:
+                away.rename(begun.parent.parent)
+        again = self.do(hypervisor, order).saved
+        assert again is not None
+        assert again.kind == "incremental"
+
+    def test_a_job_that_somebody_ends_makes_no_backup(
+        self, hypervisor: Hypervisor, record: Record, target: Target, host: Host, guest_writes: Write,
+        kept: Callable[[], Collection[str]],
+    ) -> None:  # fmt: skip
+        first = self.take(hypervisor, record, target)
+        guest_writes(record.vm, "vda", 0, 1)
+        before, order = set(kept()), self.order(record, target, first)
+        with closing(libvirt.open(host.uri)) as connection, pytest.MonkeyPatch.context() as patch:
+            domain = connection.lookupByUUIDString(record.vm)
+
+            def abort(increment: Increment) -> None:
+                whole(increment)
+                if not ended:
+                    ended.append(domain.abortJob())
+
+            whole, ended = Increment.finish, list[Any]()
+            patch.setattr(Increment, "finish", abort)
+            answer = hypervisor.execute(order, scope())
+        assert ended
+        assert isinstance(answer, Failed)
+        assert answer.code == "backup-failed"
+        assert set(kept()) == before
 
     def test_nobody_else_can_read_a_backup(
         self, hypervisor: Hypervisor, record: Record, target: Target, host: Host
@@ -588,6 +688,13 @@ def qemus(vm: VmId) -> list[int]:
             if words[0].endswith("qemu-system-x86_64") and any(vm in word for word in words):
                 found.append(int(process.name))
     return found
+
+
+def noted(host: Host, vm: VmId) -> set[str]:
+    """The names under which it is noted where the guest writes."""
+    with closing(libvirt.open(host.uri)) as connection:
+        found = bitmaps_of(connection.lookupByUUIDString(vm)).values()
+    return {each.name for layers in found for layer in layers for each in layer}
 
 
 def by_monitor(domain: Any, disk: str, order: str) -> None:

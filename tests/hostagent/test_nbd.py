@@ -32,11 +32,14 @@ def run(*words: str | Path) -> None:
 
 
 @contextmanager
-def exported(directory: Path, writes: dict[int, int]) -> Iterator[None]:
-    """A disk of SIZE bytes full of sevens, after these parts of it were overwritten, each with a byte."""
+def exported(directory: Path, writes: dict[int, int], holes: tuple[int, int] | None = None) -> Iterator[None]:
+    """A disk of SIZE bytes full of sevens, after these parts of it were overwritten, each with a byte, and with so many
+    bytes of zeros at some place."""
     disk, server = directory / "disk", directory / SERVER
     run("qemu-img", "create", "-q", "-f", "qcow2", disk, str(SIZE))
     run("qemu-io", "-f", "qcow2", "-c", f"write -P 7 0 {SIZE}", disk)
+    if holes is not None:
+        run("qemu-io", "-f", "qcow2", "-c", f"write -z {holes[0]} {holes[1]}", disk)
     run("qemu-img", "bitmap", "--add", "-g", str(PART), "-f", "qcow2", disk, BITMAP)
     orders = [word for at, byte in writes.items() for word in ("-c", f"write -P {byte} {at * PART} {PART}")]
     if orders:
@@ -83,6 +86,13 @@ def test_what_is_long_comes_in_pieces_in_its_order(tmp_path: Path) -> None:
 
 
 @needs_qemu
+def test_what_the_server_calls_a_hole_is_zeros(tmp_path: Path) -> None:
+    with exported(tmp_path, {}, holes=(PART, 2 * CHUNK)), opened(tmp_path) as export:
+        found = b"".join(bytes(data) for _, data in export.read([Stretch(0, 2 * CHUNK + 2 * PART)]))
+    assert found == b"\7" * PART + bytes(2 * CHUNK) + b"\7" * PART
+
+
+@needs_qemu
 def test_nothing_that_is_not_exported_is_taken_for_empty(tmp_path: Path) -> None:
     with exported(tmp_path, {}):
         for name, bitmap in (("vdb", BITMAP), (NAME, "another")):
@@ -112,7 +122,12 @@ def answer(kind: int, data: bytes = b"", *, handle: int = 1, last: bool = True) 
     return struct.pack(">IHHQI", 0x668E33EF, last, kind, handle, len(data)) + data
 
 
-AGREED = GREETING + told(8, 1) + told(10, 4, (9).to_bytes(4, "big") + CONTEXT) + told(10, 1) + told(7, 1)
+def shown(size: int) -> bytes:
+    return told(7, 3, b"\0\0" + size.to_bytes(8, "big") + b"\0\1") + told(7, 3, b"\0\3" + bytes(12)) + told(7, 1)
+
+
+CHOSEN = GREETING + told(8, 1) + told(10, 4, (9).to_bytes(4, "big") + CONTEXT) + told(10, 1)
+AGREED = CHOSEN + shown(SIZE)
 
 
 @contextmanager
@@ -165,6 +180,8 @@ EXTENT = (9).to_bytes(4, "big") + struct.pack(">II", PART, 1)
     (GREETING + told(8, 1) + told(10, 1), read),
     (GREETING + told(8, 1) + told(10, 4, b"\0\0\0\1base:allocation") + told(10, 1), read),
     (GREETING + told(8, 3) * 5000, read),
+    (CHOSEN + told(7, 1), read),
+    (CHOSEN + shown(SIZE + 512), read),
     (AGREED + struct.pack(">IIQ", 0x67446698, 0, 1), read),
     (AGREED + answer(1, bytes(8 + PART)), read),
     (AGREED + answer(1, PART.to_bytes(8, "big") + bytes(2 * PART)), read),
@@ -175,12 +192,15 @@ EXTENT = (9).to_bytes(4, "big") + struct.pack(">II", PART, 1)
     (AGREED + answer(0, b"x"), read),
     (AGREED + answer(1 << 15 | 1, struct.pack(">IH", 5, 0)), read),
     (AGREED + answer(1 << 15 | 1), read),
+    (AGREED + answer(1 << 15 | 1, struct.pack(">IH", 2**32 - 1, 500) + b"no"), read),
+    (AGREED + answer(1 << 15 | 2, struct.pack(">IH", 28, 2) + b"no" + bytes(8)), read),
     (AGREED + answer(77), written),
     (AGREED + answer(0), written),
     (AGREED + answer(5, EXTENT[:4]), written),
     (AGREED + answer(5, EXTENT[:-1]), written),
     (AGREED + answer(5, bytes(4) + EXTENT[4:]), written),
     (AGREED + answer(5, EXTENT[:4] + bytes(8)), written),
+    (AGREED + answer(5, EXTENT[:4] + struct.pack(">II", 1, 0)), written),
     (AGREED + answer(5, EXTENT, last=False) + answer(5, EXTENT), written),
     (AGREED + struct.pack(">IHHQI", 0x668E33EF, 1, 5, 1, 2**32 - 1), written),
 ])  # fmt: skip
@@ -205,7 +225,7 @@ def test_noise_ends_in_an_error_that_is_foreseen(
 
 
 def test_extents_end_with_the_disk_whatever_the_server_says(tmp_path: Path) -> None:
-    extents = (9).to_bytes(4, "big") + struct.pack(">IIII", PART, 0, 2**32 - 1, 1)
+    extents = (9).to_bytes(4, "big") + struct.pack(">IIII", PART, 0, 2**32 - 512, 1)
     with saying(tmp_path, AGREED + answer(5, extents)), opened(tmp_path) as export:
         assert list(export.written()) == [Stretch(PART, SIZE - PART)]
 
@@ -225,6 +245,18 @@ def test_who_waits_for_a_server_that_hangs_waits_no_longer_than_he_may(tmp_path:
     soon = OrderScope(time.monotonic, time.monotonic() + 0.2)
     with saying(tmp_path, GREETING, then_hang=True), pytest.raises(Expired):
         Export(tmp_path, SERVER, NAME, BITMAP, SIZE, soon)
+
+
+def test_no_link_leads_to_the_export_of_another_guest(tmp_path: Path) -> None:
+    ours, other = tmp_path / "ours", tmp_path / "other"
+    ours.mkdir()
+    other.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(other / SERVER))
+        listener.listen()
+        (ours / SERVER).symlink_to(other / SERVER)
+        with pytest.raises(OSError, match=r"Connection refused|No such device|Socket"):
+            opened(ours)
 
 
 def test_a_socket_whose_whole_name_is_too_long_is_reached(tmp_path: Path) -> None:
