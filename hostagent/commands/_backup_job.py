@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,9 @@ def end(domain: Any) -> None:
     if not _is_ours(domain):
         return
     ends = time.monotonic() + _ENDS_WITHIN
-    outcome(Call(domain.abortJob))
+    with suppress(libvirt.libvirtError):
+        # it may be ending already, which is waited for
+        outcome(Call(domain.abortJob))
     while _is_ours(domain):
         if time.monotonic() >= ends:
             raise Rejected("busy", "QEMU does not end the backup")
