@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deploy.lab.host_files import BACKUP_DIR
 from tests.integration.lab_fixtures import Site, needs_guest, until
 from tests.integration.snapshot_fixtures import MARK, Kept, State, kept_on_shared
 
@@ -148,7 +149,7 @@ def _flip(file: Path) -> None:
 def test_what_is_broken_off_in_the_middle_leaves_nothing_and_the_next_one_is_right(kept: Kept, full: bool) -> None:
     _fill(kept)
     last = take(kept, "begin")["name"]
-    for what in ("agent", "libvirtd", "libvirtd-at-once", "cancel"):
+    for what in ("agent", "libvirtd", "libvirtd-at-once", "cancel", "cancel-unseen"):
         if not full:
             _fill(kept)
         state = kept.write(f"before {what}")
@@ -158,6 +159,41 @@ def test_what_is_broken_off_in_the_middle_leaves_nothing_and_the_next_one_is_rig
         assert (following["kind"], following["parent"]) == ("incremental", last)
         last = following["name"]
     restored(kept, {last: state})
+
+
+def test_a_target_that_is_full_ends_a_backup_and_the_guest_goes_on(kept: Kept) -> None:
+    site, host = kept.site, kept.site.host(kept.host)
+    _fill(kept)
+    take(kept, "one")
+    _fill(kept)
+    # the same target, with room for a part of what was written since
+    small, room = "/run/small", 48 * 2**20
+    script = (
+        f"mkdir {small}; held=$(du -s --block-size=1 {BACKUP_DIR} | cut -f1); "
+        f"mount -t tmpfs -o size=$((held + {room})) tmpfs {small}; cp -a {BACKUP_DIR}/. {small}; "
+        f"mount --bind {small} {BACKUP_DIR}"
+    )
+    host.run(["sh", "-ec", script])
+    try:
+        # a guest that overwrites what is read, so that QEMU has no room to put it aside
+        piece = "dd if=/dev/urandom of=/tmp/piece bs=1M count=4"
+        over = "for each in $(seq 220 -4 64); do dd if=/tmp/piece of=/dev/vdb bs=1M seek=$each conv=notrunc,fsync"
+        again = f"while [ ! -e /tmp/enough ]; do {over}; echo >> /tmp/pieces; done; done"
+        kept.shell(f"({piece}; {again}; rm /tmp/piece) > /dev/null 2>&1 &")
+        until(lambda: int(kept.shell("wc -l < /tmp/pieces || echo 0")) > 0, 60, "a guest that writes")
+        asked = site.api.change(f"/v1/vms/{kept.vm}/backup", {"name": "two"})["operation"]
+        operation = site.api.over(asked)
+        assert (operation["state"], operation["code"]) == ("undone", "disk-full"), operation
+        pieces = int(kept.shell("wc -l < /tmp/pieces"))
+        until(lambda: int(kept.shell("wc -l < /tmp/pieces")) > pieces, 60, "the guest's next writes")
+        kept.shell("touch /tmp/enough")
+        assert site.api.vm(kept.vm)["power"] == "running"
+        assert "None" in site.virsh(kept.host, "domjobinfo", kept.vm)
+    finally:
+        host.run(["sh", "-c", f"umount {BACKUP_DIR}; umount {small}; rmdir {small}"])
+    state = kept.write("after it")
+    assert take(kept, "two")["kind"] == "incremental"
+    restored(kept, {"two": state})
 
 
 def _fill(kept: Kept) -> None:
@@ -178,8 +214,13 @@ def _break_off(kept: Kept, what: str, name: str, *, full: bool) -> None:
         return any(each.stat().st_size > 2**22 for each in draft.glob("*.qcow2"))
 
     until(begun, 20, "a backup under way", every=0.02)
-    if what == "cancel":
+    if what.startswith("cancel"):
+        if what == "cancel-unseen":
+            host.kill("libvirtd")
         site.api.ask("POST", f"/v1/operations/{asked}/cancel", {})
+        if what == "cancel-unseen":
+            host.start("libvirtd")
+            site.connected()
     else:
         host.kill(what.removesuffix("-at-once"))
         if what == "libvirtd-at-once":
@@ -198,4 +239,5 @@ def _break_off(kept: Kept, what: str, name: str, *, full: bool) -> None:
     except AssertionError as error:
         raise AssertionError(f"{error}; {what}; {operation}; {site.api.vm(kept.vm)}\n{kept.told()}") from error
     assert not draft.exists()
+    assert "None" in site.virsh(kept.host, "domjobinfo", kept.vm)
     assert (name in {each["name"] for each in backups(kept)}) == (operation["state"] == "succeeded")
