@@ -182,7 +182,8 @@ def note_writes(domain: Any, node: str, name: str, granularity: int) -> None:
 def copies_under_way(domain: Any) -> int:
     """Of how many disks QEMU keeps what they held when their backup began. Raises Rejected `busy`, libvirtError."""
     jobs = _ask(domain, "query-jobs", _Jobs).jobs
-    return sum(each.type == "backup" and each.status == "running" for each in jobs)
+    # QEMU pauses a job for a moment by itself
+    return sum(each.type == "backup" and each.status in ("running", "paused") for each in jobs)
 
 
 def take_back(domain: Any, disk: str, top: Path, below: Path) -> bool:
