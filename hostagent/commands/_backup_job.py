@@ -19,22 +19,23 @@ from lxml import etree
 
 from hostagent.backups import aside_file, disk_file
 from hostagent.commands._aside import Call
+from hostagent.commands._domain import lookup
 from hostagent.commands._host import Host
 from hostagent.commands._monitor import copies_under_way, outcome
 from hostagent.commands._noting import note_name
-from hostagent.hypervisor import Expired, Scope, Withdrawn
+from hostagent.hypervisor import HypervisorLost, Scope
 from hostagent.increment import PART, Increment
 from hostagent.libvirt_status import QEMU_DIR
 from hostagent.nbd import Export, Stretch
 from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Sample
-from vmorch.core.ids import BackupId
+from vmorch.core.ids import BackupId, VmId
 
 _LOOK_EVERY = 0.1
 _ENDS_WITHIN = 30.0
 """Seconds that QEMU has to end a job that it was told to end."""
 _SERVER, _WRITTEN = "vmorch-backup.sock", "written"
-_IN_A_DRAFT = re.compile(r"/\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.new/vd[a-z]\.(qcow2|aside)")
+_IN_A_DRAFT = re.compile(r"/\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.new/vd[a-z]\.(qcow2|aside)['\"]")
 _HALTED = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
 
 _log = structlog.get_logger(__name__)
@@ -56,17 +57,13 @@ def pull(domain: Any, draft: Path, disks: Iterable[str], since: BackupId) -> Non
 
 
 def outlast(domain: Any, scope: Scope, began: float) -> None:
-    """Wait until QEMU has copied everything. Raises Withdrawn, Expired once it was ended, Rejected `backup-failed`."""
-    try:
-        while (info := domain.jobInfo())[0] != libvirt.VIR_DOMAIN_JOB_NONE:
-            # of a job's figures these are the ones about disks
-            total, done, left = info[9:12]
-            _tell(scope, began, total, done, left)
-            scope.pause(_LOOK_EVERY)
-    except (Withdrawn, Expired):
-        end(domain)
-        raise
-    _go_on(domain)
+    """Wait until QEMU has copied everything. Raises Rejected `backup-failed` and `disk-full`, libvirtError, Withdrawn,
+    Expired."""
+    while (info := domain.jobInfo())[0] != libvirt.VIR_DOMAIN_JOB_NONE:
+        # of a job's figures these are the ones about disks
+        total, done, left = info[9:12]
+        _tell(scope, began, total, done, left)
+        scope.pause(_LOOK_EVERY)
     scope.tell(Sample(elapsed=time.monotonic() - began, remaining=0))
     stats = domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
     if stats.get("operation") != libvirt.VIR_DOMAIN_JOB_OPERATION_BACKUP or not stats.get("success"):
@@ -75,10 +72,12 @@ def outlast(domain: Any, scope: Scope, began: float) -> None:
         raise Rejected(code, words)
 
 
-def fetch(domain: Any, host: Host, draft: Path, sizes: Mapping[str, int], scope: Scope, began: float) -> None:
-    """Write what QEMU exports to the files of the backup, and end the job. Raises Rejected, libvirtError, OSError,
-    Withdrawn, Expired; the job is then at work, and what is put aside is there."""
-    directory = host.qemu_dir / _directory(domain)
+def fetch(
+    host: Host, vm: VmId, draft: Path, sizes: Mapping[str, int], scope: Scope, began: float, *, ran: bool
+) -> None:
+    """Write what QEMU exports to the files of the backup, and end the job. `ran`: the guest ran when it began. Raises
+    Rejected, libvirtError, HypervisorLost, OSError, Withdrawn, Expired; the job may then be at work."""
+    directory = host.qemu_dir / _directory(_known(host, vm))
 
     def export(disk: str) -> Export:
         return Export(directory, _SERVER, disk, _WRITTEN, sizes[disk], scope)
@@ -98,8 +97,12 @@ def fetch(domain: Any, host: Host, draft: Path, sizes: Mapping[str, int], scope:
                 if time.monotonic() >= told + _LOOK_EVERY:
                     told = time.monotonic()
                     _tell(scope, began, total, done, total - done)
+                    if ran:
+                        _check_not_halted(host, vm)
             increment.finish()
     scope.tell(Sample(elapsed=time.monotonic() - began, total=total, sent=done, remaining=0))
+    # its daemon may have been another one while only QEMU was asked
+    domain = _known(host, vm)
     if copies_under_way(domain) < len(sizes):
         # whoever ended it had the rest read as it is now
         raise Rejected("backup-failed", "the job was ended by somebody else")
@@ -109,26 +112,42 @@ def fetch(domain: Any, host: Host, draft: Path, sizes: Mapping[str, int], scope:
 
 
 def end(domain: Any) -> None:
-    """No backup of ours is under way, and a guest runs on that was halted because what it overwrote could not be put
-    aside. Raises Rejected `busy`, libvirtError."""
-    if not _is_ours(domain):
-        return
-    ends = time.monotonic() + _ENDS_WITHIN
-    with suppress(libvirt.libvirtError):
-        # it may be ending already, which is waited for
-        outcome(Call(domain.abortJob))
+    """No backup of ours is under way. Raises Rejected `busy`, libvirtError."""
+    ends, refusal = time.monotonic() + _ENDS_WITHIN, "it was told to"
     while _is_ours(domain):
         if time.monotonic() >= ends:
-            raise Rejected("busy", "QEMU does not end the backup")
+            raise Rejected("busy", f"QEMU does not end the backup: {refusal}")
+        try:
+            outcome(Call(domain.abortJob))
+        except libvirt.libvirtError as error:
+            # it may be ending already
+            refusal = str(error)
         time.sleep(_LOOK_EVERY)
-    _go_on(domain)
 
 
-def _go_on(domain: Any) -> None:
-    """A guest that was halted by an error of writing tries again. Raises libvirtError."""
-    if domain.isActive() and tuple(domain.state()) == _HALTED:
+def go_on(domain: Any) -> None:
+    """A guest tries again to write that was halted because it could not. Raises libvirtError."""
+    if _is_halted(domain):
         _log.warning("a guest was halted while it was backed up, and goes on", vm=domain.name())
         domain.resume()
+
+
+def _check_not_halted(host: Host, vm: VmId) -> None:
+    with suppress(libvirt.libvirtError, HypervisorLost):
+        domain = lookup(host.link.calls, vm)
+        if domain is not None and _is_halted(domain):
+            raise Rejected("disk-full", "there is no room to put aside what the guest overwrites, and it was halted")
+
+
+def _is_halted(domain: Any) -> bool:
+    return bool(domain.isActive()) and tuple(domain.state()) == _HALTED
+
+
+def _known(host: Host, vm: VmId) -> Any:
+    domain = lookup(host.link.calls, vm)
+    if domain is None:
+        raise Rejected("backup-failed", "the domain is gone")
+    return domain
 
 
 def _is_ours(domain: Any) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import libvirt
+import structlog
 
 from hostagent import qemu_img
 from hostagent.backups import Place, aside_file, check_header, disk_file, saved_disk
@@ -34,6 +35,8 @@ from vmorch.core.errors import Rejected
 from vmorch.core.hostcommands import Done, TakeBackup
 from vmorch.core.layers import Quality, chain
 
+_log = structlog.get_logger(__name__)
+
 
 def _reached(command: TakeBackup, host: Host) -> bool:
     # what was made is told by whoever makes it: the order comes again and finds it
@@ -46,13 +49,18 @@ def _follow(command: TakeBackup, host: Host, scope: Scope) -> None:
     if domain is None:
         return
     if domain.isActive():
-        # a call of an agent that died and comes later finds no files, one that is under way is over after the question
-        with suppress(Rejected, OSError):
-            host.targets.place(command.target).clear(command.backup)
-        written_by(domain)
-        job.end(domain)
-        if command.freeze is not None:
-            thaw(domain)
+        try:
+            # a call of an agent that died and comes later finds no files; one that is under way is over after the
+            # question, because libvirt (9.0) has one of its clients change a domain at a time
+            with suppress(Rejected, OSError):
+                host.targets.place(command.target).clear(command.backup)
+            with suppress(Rejected):
+                written_by(domain)
+            job.end(domain)
+            job.go_on(domain)
+        finally:
+            if command.freeze is not None:
+                thaw(domain)
     forget(domain)
 
 
@@ -80,7 +88,7 @@ def take_backup(command: TakeBackup, host: Host, scope: Scope) -> Done:
     except BaseException:
         taking.undo()
         raise
-    return Done(observed=observe(host, domain), saved=saved, frozen=taking.held.seconds if taking.held else None)
+    return Done(observed=observe(host, taking.domain), saved=saved, frozen=taking.held.seconds if taking.held else None)
 
 
 class _Taking:
@@ -88,7 +96,9 @@ class _Taking:
 
     def __init__(self, command: TakeBackup, host: Host, place: Place, domain: Any, scope: Scope) -> None:
         self.command, self.host, self.place, self.domain, self.scope = command, host, place, domain, scope
-        self.draft = place.begin(command.backup)
+        self.draft = place.draft(command.backup)
+        self.ran = observe(host, domain).power == "running"
+        self.begun = False
         self.disks = [disk.name for disk in command.spec.disks]
         self.since = command.chain[-1].backup if command.chain else None
         self.held: Frozen | None = None
@@ -97,6 +107,7 @@ class _Taking:
     def from_guest(self) -> Saved:
         """Have QEMU write whole disks, or write what it shows of them since the last backup."""
         command, domain, draft = self.command, self.domain, self.draft
+        self.place.begin(command.backup)
         retire(domain, () if self.since is None else (self.since,))
         why = command.full or self._footless()
         sizes = {name: self._virtual_size(name) for name in self.disks}
@@ -110,22 +121,27 @@ class _Taking:
         block = nullcontext() if command.freeze is None else frozen(domain, command.freeze, self.scope)
         if why or self.since is None:
             with block as self.held:
-                began = time.monotonic()
+                began, self.begun = time.monotonic(), True
                 job.push(domain, draft, self.disks)
             job.outlast(domain, self.scope, began)
         else:
             recall(domain, self.disks, self.since)
             with block as self.held:
-                began = time.monotonic()
+                began, self.begun = time.monotonic(), True
                 job.pull(domain, draft, self.disks, self.since)
-            job.fetch(domain, self.host, draft, sizes, self.scope, began)
+            job.fetch(self.host, command.vm, draft, sizes, self.scope, began, ran=self.ran)
         self.quality = "crash-consistent" if self.held is None else "frozen"
-        forget(domain)
+        # the daemon may be another one now
+        self.domain = need(self.host, command.vm)
+        if self.ran:
+            job.go_on(self.domain)
+        forget(self.domain)
         return self._saved(sizes, why)
 
     def from_files(self) -> Saved:
         """Read the disks of a guest that is off, and have its next QEMU note where it writes."""
         command = self.command
+        self.place.begin(command.backup)
         why = command.full or ("the VM is off" if command.chain else "it is the first")
         sizes = {name: self._virtual_size(name) for name in self.disks}
         for name in self.disks:
@@ -155,9 +171,9 @@ class _Taking:
 
     def undo(self) -> None:
         """Nothing is left of it, as far as that can be done now; whoever tries again does the rest. Raises
-        HypervisorLost if a job of it may go on, which nobody would end."""
-        ended = self._is_over()
-        with suppress(libvirt.libvirtError, Rejected, OSError):
+        HypervisorLost if nobody can tell whether a job of it goes on."""
+        ended = not self.begun or self._is_over()
+        with suppress(libvirt.libvirtError, HypervisorLost, Rejected, OSError):
             self._unnote()
         with suppress(Rejected, OSError):
             self.place.drop(self.command.backup)
@@ -165,28 +181,36 @@ class _Taking:
             raise HypervisorLost("it is not known whether QEMU goes on with the backup")
 
     def _is_over(self) -> bool:
-        """Whether no job of it goes on."""
+        """Whether no job of it goes on that could be ended."""
+        # a guest that just died, or a daemon that came back, is asked once more
+        for _ in range(2):
+            with suppress(libvirt.libvirtError, HypervisorLost, Rejected):
+                domain = find(self.host, self.command.vm)
+                if domain is not None and domain.isActive():
+                    self._end(domain)
+                return True
+        return False
+
+    def _end(self, domain: Any) -> None:
         try:
-            if self.host.link.is_alive() and self.domain.isActive():
-                job.end(self.domain)
-        except (libvirt.libvirtError, Rejected):
-            with suppress(libvirt.libvirtError):
-                return self.host.link.is_alive() and not self.domain.isActive()
-        return self.host.link.is_alive()
+            job.end(domain)
+        except Rejected as trouble:
+            _log.warning("a backup goes on until the next one of its VM", vm=self.command.vm, why=str(trouble))
+        if self.ran:
+            job.go_on(domain)
 
     def _unnote(self) -> None:
         """It is not noted any more what is written since this backup."""
-        if not self.host.link.is_alive():
-            return
-        if self.domain.isActive():
+        domain = need(self.host, self.command.vm)
+        if domain.isActive():
             try:
-                retire(self.domain, () if self.since is None else (self.since,))
+                retire(domain, () if self.since is None else (self.since,))
             except (libvirt.libvirtError, Rejected):
-                if self.domain.isActive():
+                if domain.isActive():
                     raise
             else:
                 return
-        forget(self.domain)
+        forget(domain)
         ours = note_name(self.command.backup)
         for disk in self.disks:
             self._forget_in(next(self._layers(disk))[0], lambda name: name == ours)

@@ -176,7 +176,7 @@ def test_a_guest_runs_exactly_once_whatever_breaks_on_its_way(
         vm = journey.settled()
         if fault == "destination_qemu":
             # a guest that dies when its journey is just over is told of after that
-            vm = until(lambda: _told_as_it_is(site, traveller), 20, "the log to hold what is")
+            vm = _as_it_is(site, traveller)
         lives = _runs_on(site, traveller, vm, may_be_lost=fault == "destination_qemu")
         # a guest that was hardly disturbed may have needed no measurable time of its vCPU yet
         until(lambda: any(each.vm == traveller for each in read(log)), 60, "the observer's sight of the guest")
@@ -206,11 +206,20 @@ def test_a_guest_whose_qemu_hangs_in_a_switch_over_to_nobody_is_given_up_and_sta
     assert _runs_on(site, traveller, site.api.vm(traveller), may_be_lost=False)
 
 
-def _told_as_it_is(site: Site, vm: str) -> dict[str, Any] | None:
-    """The VM, if the log holds that its guest runs where it runs."""
-    seen = site.api.vm(vm)
-    qemus = {host.name for host in site.lab.hosts if vm in host.qemus()}
-    return seen if qemus == ({seen["host"]} if seen["power"] == "running" else set()) else None
+def _as_it_is(site: Site, vm: str) -> dict[str, Any]:
+    """The VM once the log holds that its guest runs where it runs."""
+    told: list[Any] = []
+
+    def agreed() -> dict[str, Any] | None:
+        seen: dict[str, Any] = site.api.vm(vm)
+        qemus = {host.name for host in site.lab.hosts if vm in host.qemus()}
+        told[:] = seen["power"], seen["host"], qemus
+        return seen if qemus == ({seen["host"]} if seen["power"] == "running" else set()) else None
+
+    try:
+        return until(agreed, 20, "the log to hold what is") or {}
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {told}") from error
 
 
 def _runs_on(site: Site, vm: str, seen: dict[str, Any], *, may_be_lost: bool) -> bool:

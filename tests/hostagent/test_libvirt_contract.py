@@ -559,6 +559,47 @@ class TestLibvirtBackups(Layers, BackupContract):
         chain = (second,) if second.kind == "full" else (first, second)
         assert restored(*chain)["vda"] == {0: 1, 1: 2}
 
+    @pytest.mark.parametrize("withdrawn", [True, False])
+    def test_a_daemon_that_was_restarted_while_it_is_read_is_asked_anew(
+        self, hypervisor: LibvirtHypervisor, record: Record, target: Target, host: Host, guest_writes: Write,
+        restored: Restore, kept: Callable[[], Collection[str]], withdrawn: bool,
+    ) -> None:  # fmt: skip
+        first = self.take(hypervisor, record, target)
+        guest_writes(record.vm, "vda", 0, 1)
+        before, order = set(kept()), self.order(record, target, first)
+        begun = host.local / "backups" / draft_of(order.backup) / "vda.qcow2"
+
+        class Restarting(OrderScope):
+            restarted = False
+
+            def check(self) -> None:
+                if begun.exists() and not self.restarted:
+                    self.restarted = True
+                    host.kill("libvirtd")
+                    host.start("libvirtd")
+                    hypervisor.reconnect()
+                    if withdrawn:
+                        self.withdraw()
+                super().check()
+
+        restarting = Restarting(time.monotonic, time.monotonic() + 60)
+        if withdrawn:
+            with pytest.raises(Withdrawn):
+                hypervisor.execute(order, restarting)
+            assert set(kept()) == before
+        else:
+            answer = hypervisor.execute(order, restarting)
+            assert isinstance(answer, Done)
+            assert answer.saved is not None
+            assert restored(first, answer.saved)["vda"] == {0: 1}
+        assert restarting.restarted
+        with closing(libvirt.open(host.uri)) as connection:
+            domain = connection.lookupByUUIDString(record.vm)
+            assert domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE
+            assert not domain.listAllCheckpoints()
+        latest = () if withdrawn else (order.backup,)
+        assert noted(host, record.vm) == {note_name(each) for each in (first.backup, *latest)}
+
     def test_what_the_guest_overwrites_while_it_is_read_is_in_the_next_one(
         self, hypervisor: Hypervisor, record: Record, target: Target, host: Host, guest_writes: Write,
         restored: Restore,
@@ -629,6 +670,8 @@ class TestLibvirtBackups(Layers, BackupContract):
             assert not domain.listAllCheckpoints()
             if not mounted:
                 away.rename(begun.parent.parent)
+        # nor does a call of it that is still under way find files
+        assert begun.parent.exists() == (not mounted)
         again = self.do(hypervisor, order).saved
         assert again is not None
         assert again.kind == "incremental"
@@ -645,15 +688,17 @@ class TestLibvirtBackups(Layers, BackupContract):
 
             def abort(increment: Increment) -> None:
                 whole(increment)
-                if not ended:
-                    ended.append(domain.abortJob())
+                finished.append(increment)
+                # everything was read
+                if len(finished) == 2:
+                    domain.abortJob()
 
-            whole, ended = Increment.finish, list[Any]()
+            whole, finished = Increment.finish, list[Increment]()
             patch.setattr(Increment, "finish", abort)
             answer = hypervisor.execute(order, scope())
-        assert ended
+        assert len(finished) == 2
         assert isinstance(answer, Failed)
-        assert answer.code == "backup-failed"
+        assert (answer.code, answer.message) == ("backup-failed", "the job was ended by somebody else")
         assert set(kept()) == before
 
     def test_nobody_else_can_read_a_backup(

@@ -1,6 +1,7 @@
 """Backups of a real guest, restored and held against the guest's own sums; and what breaks them off in the middle."""
 
 import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 
 from deploy.lab.host_files import BACKUP_DIR
+from deploy.lab.process import send_signal
 from tests.integration.lab_fixtures import Site, needs_guest, until
 from tests.integration.snapshot_fixtures import MARK, Kept, State, kept_on_shared
 
@@ -169,12 +171,12 @@ def test_a_target_that_is_full_ends_a_backup_and_the_guest_goes_on(kept: Kept) -
     # the same target, with room for a part of what was written since
     small, room = "/run/small", 48 * 2**20
     script = (
-        f"mkdir {small}; held=$(du -s --block-size=1 {BACKUP_DIR} | cut -f1); "
+        f"umount {small} || true; mkdir -p {small}; held=$(du -s --block-size=1 {BACKUP_DIR} | cut -f1); "
         f"mount -t tmpfs -o size=$((held + {room})) tmpfs {small}; cp -a {BACKUP_DIR}/. {small}; "
         f"mount --bind {small} {BACKUP_DIR}"
     )
-    host.run(["sh", "-ec", script])
     try:
+        host.run(["sh", "-ec", script])
         # a guest that overwrites what is read, so that QEMU has no room to put it aside
         piece = "dd if=/dev/urandom of=/tmp/piece bs=1M count=4"
         over = "for each in $(seq 220 -4 64); do dd if=/tmp/piece of=/dev/vdb bs=1M seek=$each conv=notrunc,fsync"
@@ -182,14 +184,24 @@ def test_a_target_that_is_full_ends_a_backup_and_the_guest_goes_on(kept: Kept) -
         kept.shell(f"({piece}; {again}; rm /tmp/piece) > /dev/null 2>&1 &")
         until(lambda: int(kept.shell("wc -l < /tmp/pieces || echo 0")) > 0, 60, "a guest that writes")
         asked = site.api.change(f"/v1/vms/{kept.vm}/backup", {"name": "two"})["operation"]
+        agent = host.container.daemons()["agent"]
+        begun = Path(f"/proc/{agent.pid}/root{BACKUP_DIR}/.{asked}.new/vda.qcow2")
+        until(begun.exists, 20, "a backup that is read", every=0.001)
+        # while nobody reads, the guest goes on until there is no room for what it overwrites
+        send_signal(agent, signal.SIGSTOP)
+        try:
+            halted = ("virsh", "domstate", "--reason", kept.vm)
+            until(lambda: "I/O error" in host.run(halted).stdout, 60, "a guest without room")
+        finally:
+            send_signal(agent, signal.SIGCONT)
         operation = site.api.over(asked)
         assert (operation["state"], operation["code"]) == ("undone", "disk-full"), operation
         pieces = int(kept.shell("wc -l < /tmp/pieces"))
         until(lambda: int(kept.shell("wc -l < /tmp/pieces")) > pieces, 60, "the guest's next writes")
-        kept.shell("touch /tmp/enough")
-        assert site.api.vm(kept.vm)["power"] == "running"
+        until(lambda: site.api.vm(kept.vm)["power"] == "running", 10, "the log to know that it goes on")
         assert "None" in site.virsh(kept.host, "domjobinfo", kept.vm)
     finally:
+        kept.shell("touch /tmp/enough")
         host.run(["sh", "-c", f"umount {BACKUP_DIR}; umount {small}; rmdir {small}"])
     state = kept.write("after it")
     assert take(kept, "two")["kind"] == "incremental"
