@@ -31,6 +31,14 @@ def run(*words: str | Path) -> None:
     subprocess.run(words, check=True, capture_output=True)
 
 
+def answers(server: Path) -> bool:
+    """Whether somebody listens there, which is a moment after the socket has its name."""
+    with socket.socket(socket.AF_UNIX) as asking, suppress(FileNotFoundError, ConnectionRefusedError):
+        asking.connect(str(server))
+        return True
+    return False
+
+
 @contextmanager
 def exported(directory: Path, writes: dict[int, int], holes: tuple[int, int] | None = None) -> Iterator[None]:
     """A disk of SIZE bytes full of sevens, after these parts of it were overwritten, each with a byte, and with so many
@@ -45,11 +53,11 @@ def exported(directory: Path, writes: dict[int, int], holes: tuple[int, int] | N
     if orders:
         run("qemu-io", "-f", "qcow2", *orders, disk)
     run("qemu-img", "bitmap", "--disable", "-f", "qcow2", disk, BITMAP)
-    words = ["qemu-nbd", "-r", "-t", "-f", "qcow2", "-x", NAME, "-B", BITMAP, "-k", str(server), str(disk)]
+    words = ["qemu-nbd", "-r", "-t", "-e", "0", "-f", "qcow2", "-x", NAME, "-B", BITMAP, "-k", str(server), str(disk)]
     process = subprocess.Popen(words)
     try:
         deadline = time.monotonic() + 20
-        while not server.exists():
+        while not answers(server):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.005)
