@@ -4,12 +4,14 @@
 
 Needs root: it makes a lab of its own with one real libvirt host and removes it. A small guest has a raw disk beside its
 own, of which it overwrites known places past its caches: so much in a row, so many blocks of 64 KiB here and there, and
-so many of 4 KiB. What it writes to its own disk each second is stopped, so that the bytes overwritten are the bytes
-dirtied; both disks are backed up. Counted is what all files of the backup take in their target. Exits with 1 if a
-backup takes more than PROMISED times what was overwritten, at the median.
+so many of 4 KiB. What it writes to its own disk besides, its noise, is backed up too: dirtied is what QEMU counts of
+both, in blocks of 4 KiB, when the backup is asked for. Written is what all files of the backup take in their target.
+Exits with 1 if that is more than PROMISED times what was dirtied, or where many bytes were overwritten, so that the
+noise is of no weight, more than PROMISED times those alone; at the median.
 """
 
 import argparse
+import json
 import random
 import statistics
 import sys
@@ -17,10 +19,13 @@ import time
 from typing import Any
 
 import libvirt
+import libvirt_qemu
 
 from bench.figures import machine, spread, table
 from bench.snapshots import in_guest
 from bench.warm import Api, Moments, await_calm, warm_lab
+from hostagent.commands._noting import note_name
+from vmorch.core.ids import BackupId
 
 PROMISED = 1.1
 MIB, BLOCK = 2**20, 64 * 1024
@@ -35,6 +40,7 @@ class Bench:
     def __init__(self, api: Api, moments: Moments, vm: str, domain: Any) -> None:
         self.api, self.moments, self.vm, self.domain = api, moments, vm, domain
         self.chance = random.Random(7)
+        self.last = BackupId("")
 
     def dirty(self, amount: int, block: int) -> None:
         """Have the guest overwrite so many bytes, in blocks of that size here and there, or all in a row."""
@@ -48,6 +54,13 @@ class Bench:
             order = f"dd if=/dev/urandom of=/tmp/random bs={block} count=1; {each}"
         in_guest(self.domain, f"({order}) 2>/dev/null; sync")
 
+    def dirtied(self) -> int:
+        """How many bytes the guest dirtied since the last backup, as QEMU counts them."""
+        order = json.dumps({"execute": "query-named-block-nodes", "arguments": {"flat": True}})
+        nodes = json.loads(libvirt_qemu.qemuMonitorCommand(self.domain, order, 0))["return"]
+        bitmaps = (each for node in nodes for each in node.get("dirty-bitmaps", ()))
+        return sum(each["count"] for each in bitmaps if each.get("name") == note_name(self.last))
+
     def back_up(self, **more: object) -> tuple[dict[str, Any], float]:
         """A backup and how many seconds passed until the caller knew."""
         self.api.warm()
@@ -57,6 +70,7 @@ class Bench:
         found: dict[str, Any] = self.api.ask("GET", f"/v1/backups/{accepted['operation']}")["item"]
         if found["state"] != "whole":
             raise RuntimeError(f"backup: {found}")
+        self.last = BackupId(accepted["operation"])
         return found, ended - began
 
 
@@ -75,28 +89,33 @@ def main() -> int:
         warm.api.warm()
         vm = str(warm.api.ask("GET", "/v1/vms/web")["item"]["id"])
         it = Bench(warm.api, warm.moments, vm, libvirt.open(warm.lab.hosts[0].uri).lookupByUUIDString(vm))
-        in_guest(it.domain, "kill $(cat /run/ticks.pid); until umount /data; do sleep 1; done")
         await_calm(arguments.calm)
         it.dirty(256 * MIB, 0)
         full, seconds = it.back_up(full=True)
-        rows.append(["full", "", f"{full['bytes'] / MIB:.1f}", "", f"{seconds:.2f}"])
+        rows.append(["full", "", "", f"{full['bytes'] / MIB:.1f}", "", "", f"{seconds:.2f}"])
         for what, amount, block in CASES:
-            taken, ratios, times = [], [], []
+            dirtied, taken, ratios, of_all, times = [], [], [], [], []
             for _ in range(arguments.rounds):
                 it.dirty(amount, block)
                 await_calm(arguments.calm)
+                dirty = it.dirtied()
                 found, seconds = it.back_up()
                 if found["kind"] != "incremental":
                     raise RuntimeError(f"backup: {found}")
+                dirtied.append(dirty / MIB)
                 taken.append(found["bytes"] / MIB)
+                of_all.append(found["bytes"] / dirty)
                 ratios.append(found["bytes"] / amount)
                 times.append(seconds)
-            cells = (spread(taken, digits=1), spread(ratios, digits=2), spread(times, digits=2))
+            cells = [spread(each, digits=2) for each in (dirtied, taken, of_all, ratios, times)]
             rows.append([f"incremental, {what}", f"{amount // MIB}", *cells])
-            if statistics.median(ratios) > PROMISED:
-                missed.append(f"{what}: {statistics.median(ratios):.2f}")
+            if statistics.median(of_all) > PROMISED:
+                missed.append(f"{what}: {statistics.median(of_all):.2f} of what was dirtied")
+            if block in (0, BLOCK) and statistics.median(ratios) > PROMISED:
+                missed.append(f"{what}: {statistics.median(ratios):.2f} of what was overwritten")
     print(f"Median (lowest-highest) of {arguments.rounds} rounds; sizes in MiB, times in seconds.\n")
-    print(table(["backup", "overwritten", "written to the target", "ratio", "until the caller knows"], rows))
+    columns = ["backup", "overwritten", "dirtied", "written", "of dirtied", "of overwritten", "until the caller knows"]
+    print(table(columns, rows))
     for each in missed:
         print(f"missed: {each}")
     return 1 if missed else 0
