@@ -188,6 +188,12 @@ def aside_file(disk: str) -> str:
     return f"{_checked(disk)}.aside"
 
 
+def is_of_draft(path: Path) -> bool:
+    """Whether a file there would be part of a backup that is not finished."""
+    found = _ID.search(path.parent.name)
+    return found is not None and draft_of(found[0]) == path.parent.name and _FILE.fullmatch(path.name) is not None
+
+
 def _checked(disk: str) -> str:
     if not re.fullmatch(r"vd[a-z]", disk):
         raise Rejected("bad-request", f"{disk!r} is no disk")

@@ -178,8 +178,9 @@ class Export(AbstractContextManager["Export"]):
         found = [data for kind, data in told if kind == _CONTEXT and data[4:] == context]
         if len(found) != 1:
             raise _nonsense("no bitmap")
-        if [int.from_bytes(data[2:10], "big") for kind, data in self._choose(_GO, named + b"\0\0")
-            if kind == _INFO and data[:2] == _OF_EXPORT] != [self._size]:
+        told = self._choose(_GO, named + b"\0\0")
+        sizes = [data[2:10] for kind, data in told if kind == _INFO and data[:2] == _OF_EXPORT]
+        if sizes != [self._size.to_bytes(8, "big")]:
             raise Rejected("backup-failed", f"QEMU exports a disk that has not {self._size} bytes")
         return int.from_bytes(found[0][:4], "big")
 

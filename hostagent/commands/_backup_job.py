@@ -6,7 +6,6 @@ overwrites meanwhile it puts aside in files beside those of the backup. Such a j
 """
 
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -17,9 +16,9 @@ import libvirt
 import structlog
 from lxml import etree
 
-from hostagent.backups import aside_file, disk_file
+from hostagent.backups import aside_file, disk_file, is_of_draft
 from hostagent.commands._aside import Call
-from hostagent.commands._domain import lookup
+from hostagent.commands._domain import lookup, need
 from hostagent.commands._host import Host
 from hostagent.commands._monitor import copies_under_way, outcome
 from hostagent.commands._noting import note_name
@@ -35,7 +34,6 @@ _LOOK_EVERY = 0.1
 _ENDS_WITHIN = 30.0
 """Seconds that QEMU has to end a job that it was told to end."""
 _SERVER, _WRITTEN = "vmorch-backup.sock", "written"
-_IN_A_DRAFT = re.compile(r"/\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\.new/vd[a-z]\.(qcow2|aside)['\"]")
 _HALTED = (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR)
 
 _log = structlog.get_logger(__name__)
@@ -77,7 +75,7 @@ def fetch(
 ) -> None:
     """Write what QEMU exports to the files of the backup, and end the job. `ran`: the guest ran when it began. Raises
     Rejected, libvirtError, HypervisorLost, OSError, Withdrawn, Expired; the job may then be at work."""
-    directory = host.qemu_dir / _directory(_known(host, vm))
+    directory = host.qemu_dir / _directory(need(host, vm))
 
     def export(disk: str) -> Export:
         return Export(directory, _SERVER, disk, _WRITTEN, sizes[disk], scope)
@@ -102,7 +100,7 @@ def fetch(
             increment.finish()
     scope.tell(Sample(elapsed=time.monotonic() - began, total=total, sent=done, remaining=0))
     # its daemon may have been another one while only QEMU was asked
-    domain = _known(host, vm)
+    domain = need(host, vm)
     if copies_under_way(domain) < len(sizes):
         # whoever ended it had the rest read as it is now
         raise Rejected("backup-failed", "the job was ended by somebody else")
@@ -143,21 +141,15 @@ def _is_halted(domain: Any) -> bool:
     return bool(domain.isActive()) and tuple(domain.state()) == _HALTED
 
 
-def _known(host: Host, vm: VmId) -> Any:
-    domain = lookup(host.link.calls, vm)
-    if domain is None:
-        raise Rejected("backup-failed", "the domain is gone")
-    return domain
-
-
 def _is_ours(domain: Any) -> bool:
     """Whether a backup is under way that is written to a draft of ours: a VM has one order at a time."""
     try:
-        return _IN_A_DRAFT.search(domain.backupGetXMLDesc(0)) is not None
+        told = domain.backupGetXMLDesc(0)
     except libvirt.libvirtError as error:
         if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID):
             return False
         raise
+    return any(is_of_draft(Path(each.get("file", ""))) for each in etree.fromstring(told).iterfind(".//*[@file]"))
 
 
 def _begin(domain: Any, backup: Any) -> None:

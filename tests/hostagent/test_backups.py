@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hostagent.backups import MANIFEST, Place, Targets
+from hostagent.backups import MANIFEST, Place, Targets, is_of_draft
 from vmorch.core.backup import Manifest, Saved, SavedDisk, Target
 from vmorch.core.errors import Rejected
 from vmorch.core.ids import BackupId, Digest, GiB, MiB
@@ -32,6 +32,17 @@ def place(tmp_path: Path) -> Place:
     (tmp_path / "target").mkdir()
     targets = Targets({"main": tmp_path / "target"})
     return targets.place(Target(name="main", id=targets.ids()["main"]))
+
+
+def test_a_file_of_a_draft_is_known_by_its_path_and_no_other_is(place: Place) -> None:
+    draft = place.draft(ID)
+    assert is_of_draft(draft / "vda.qcow2")
+    assert is_of_draft(draft / "vdb.aside")
+    for other in (
+        draft, draft / "vda.qcow2.old", draft / "deeper" / "vda.qcow2", place.directory(ID) / "vda.qcow2",
+        draft.with_name(f"x{draft.name}") / "vda.qcow2", draft.with_name(".backup.new") / "vda.qcow2", Path(""),
+    ):  # fmt: skip
+        assert not is_of_draft(other), other
 
 
 def test_a_backup_is_there_only_once_it_is_whole(place: Place) -> None:

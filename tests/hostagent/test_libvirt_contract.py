@@ -410,6 +410,20 @@ class TestLibvirtVolumes(Layers, VolumeContract):
         shutil.rmtree(directory, ignore_errors=True)
 
 
+class Meanwhile(OrderScope):
+    """An order's scope in which something happens once, as soon as a file is there."""
+
+    def __init__(self, file: Path, happen: Callable[[], None]) -> None:
+        super().__init__(time.monotonic, time.monotonic() + 60)
+        self._file, self._happen, self.happened = file, happen, False
+
+    def check(self) -> None:
+        if self._file.exists() and not self.happened:
+            self.happened = True
+            self._happen()
+        super().check()
+
+
 class TestLibvirtBackups(Layers, BackupContract):
     @pytest.fixture
     def target(self, hypervisor: Hypervisor) -> Target:
@@ -521,23 +535,17 @@ class TestLibvirtBackups(Layers, BackupContract):
         before, order = set(kept()), self.order(record, target, first)
         begun = host.local / "backups" / draft_of(order.backup) / "vda.qcow2"
 
-        class Breaking(OrderScope):
-            broken = False
+        def break_off() -> None:
+            if what == "withdrawn":
+                breaking.withdraw()
+            elif what == "power lost":
+                [process] = qemus(record.vm)
+                os.kill(process, signal.SIGKILL)
+            else:
+                with closing(libvirt.open(host.uri)) as connection:
+                    connection.lookupByUUIDString(record.vm).destroy()
 
-            def check(self) -> None:
-                if begun.exists() and not self.broken:
-                    self.broken = True
-                    if what == "withdrawn":
-                        self.withdraw()
-                    elif what == "power lost":
-                        [process] = qemus(record.vm)
-                        os.kill(process, signal.SIGKILL)
-                    else:
-                        with closing(libvirt.open(host.uri)) as connection:
-                            connection.lookupByUUIDString(record.vm).destroy()
-                super().check()
-
-        breaking = Breaking(time.monotonic, time.monotonic() + 60)
+        breaking = Meanwhile(begun, break_off)
         if what == "withdrawn":
             with pytest.raises(Withdrawn):
                 hypervisor.execute(order, breaking)
@@ -545,7 +553,7 @@ class TestLibvirtBackups(Layers, BackupContract):
             answer = hypervisor.execute(order, breaking)
             assert isinstance(answer, Failed)
             assert answer.code == "backup-failed"
-        assert breaking.broken
+        assert breaking.happened
         assert set(kept()) == before
         with closing(libvirt.open(host.uri)) as connection:
             assert not connection.lookupByUUIDString(record.vm).listAllCheckpoints()
@@ -569,20 +577,14 @@ class TestLibvirtBackups(Layers, BackupContract):
         before, order = set(kept()), self.order(record, target, first)
         begun = host.local / "backups" / draft_of(order.backup) / "vda.qcow2"
 
-        class Restarting(OrderScope):
-            restarted = False
+        def restart() -> None:
+            host.kill("libvirtd")
+            host.start("libvirtd")
+            hypervisor.reconnect()
+            if withdrawn:
+                restarting.withdraw()
 
-            def check(self) -> None:
-                if begun.exists() and not self.restarted:
-                    self.restarted = True
-                    host.kill("libvirtd")
-                    host.start("libvirtd")
-                    hypervisor.reconnect()
-                    if withdrawn:
-                        self.withdraw()
-                super().check()
-
-        restarting = Restarting(time.monotonic, time.monotonic() + 60)
+        restarting = Meanwhile(begun, restart)
         if withdrawn:
             with pytest.raises(Withdrawn):
                 hypervisor.execute(order, restarting)
@@ -592,7 +594,7 @@ class TestLibvirtBackups(Layers, BackupContract):
             assert isinstance(answer, Done)
             assert answer.saved is not None
             assert restored(first, answer.saved)["vda"] == {0: 1}
-        assert restarting.restarted
+        assert restarting.happened
         with closing(libvirt.open(host.uri)) as connection:
             domain = connection.lookupByUUIDString(record.vm)
             assert domain.jobInfo()[0] == libvirt.VIR_DOMAIN_JOB_NONE
@@ -611,20 +613,14 @@ class TestLibvirtBackups(Layers, BackupContract):
         order = self.order(record, target, first)
         begun = host.local / "backups" / draft_of(order.backup) / "vda.qcow2"
 
-        class Busy(OrderScope):
-            wrote = False
+        def overwrite() -> None:
+            for cluster in range(4):
+                guest_writes(record.vm, "vda", cluster, 30 + cluster)
+                guest_writes(record.vm, "vdb", cluster, 40 + cluster)
 
-            def check(self) -> None:
-                if begun.exists() and not self.wrote:
-                    self.wrote = True
-                    for cluster in range(4):
-                        guest_writes(record.vm, "vda", cluster, 30 + cluster)
-                        guest_writes(record.vm, "vdb", cluster, 40 + cluster)
-                super().check()
-
-        busy = Busy(time.monotonic, time.monotonic() + 60)
+        busy = Meanwhile(begun, overwrite)
         answer = hypervisor.execute(order, busy)
-        assert busy.wrote
+        assert busy.happened
         assert isinstance(answer, Done)
         second = answer.saved
         assert second is not None
